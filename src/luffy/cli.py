@@ -1,0 +1,304 @@
+"""The commands: they parse, call and print. Results go to stdout, progress and messages to stderr.
+
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from luffy.config import describe, load_config
+from luffy.errors import ConfigError, LuffyError
+
+application = typer.Typer(
+    name="luffy",
+    help="Train language models to reason: reinforcement learning guided by off-policy traces (LUFFY) and its rivals.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_commands = typer.Typer(help="Look at problems and traces before training on them.", no_args_is_help=True)
+application.add_typer(data_commands, name="data")
+
+messages = Console(stderr=True)
+results = Console()
+
+Recipe = Annotated[Path, typer.Argument(help="YAML file; `luffy config` lists its keys.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys of the recipe: steps=50 data.train=my.jsonl")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Methods = Annotated[str, typer.Option(help="Comma-separated; `luffy methods` lists them.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is a sentence on stderr, never a traceback."""
+    _configure_logging()
+    try:
+        application()
+    except LuffyError as error:
+        for line in str(error).splitlines():
+            messages.print(f"[bold red]error:[/] {_plain(line)}", soft_wrap=True, highlight=False)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        messages.print("interrupted; the same command goes on from the last checkpoint.")
+        sys.exit(130)
+
+
+@application.command()
+def train(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train a model as a recipe says; go on by itself where an earlier start in the same folder stopped.
+
+    [dim]luffy train recipes/miniature.yaml
+    luffy train recipes/miniature.yaml method=on_policy steps=50 output=runs/mine
+    luffy train my.yaml model=Qwen/Qwen2.5-0.5B-Instruct data.train=problems.jsonl[/]
+    """
+    config = load_config(recipe, overrides or [])
+    from luffy.progress import TrainingProgress
+    from luffy.training import train as run_training
+
+    with TrainingProgress(messages, config.method) as progress:
+        summary = run_training(config, on_step=progress.on_step)
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json(asdict(summary))
+        return
+    table = Table("set", "metric", "value", "95 % interval", title=f"{config.method}, seed {config.seed}: {summary.status}")
+    for name, metrics in summary.evaluations.items():
+        for metric, value in metrics.items():
+            table.add_row(name, metric, _percent(value["value"]), f"{_percent(value['low'])} - {_percent(value['high'])}")
+    results.print(table)
+    results.print(f"{summary.steps} steps, {summary.seconds:.0f} s. Model: {summary.output}/model")
+
+
+@application.command()
+def compare(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    methods: Methods = "on_policy,luffy,mixed,sft,sft_rl,rl_sft",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N-1 of every method.")] = 3,
+    output: Annotated[Path, typer.Option(help="The comparison's folder.")] = Path("runs/comparison"),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods: same base, same problems, same evaluations; a table, verdicts and a page.
+
+    Each method runs with its own settings under `methods:` of the recipe. Killed and started again, it goes on.
+
+    [dim]luffy compare recipes/miniature.yaml --methods luffy,on_policy,sft_rl --seeds 3 --jobs 2[/]
+    """
+    from luffy.algorithm.methods import METHODS
+    from luffy.comparison import write_comparison
+    from luffy.comparison.runner import plan_comparison, run_comparison
+    from luffy.config import nearest
+    from luffy.progress import ComparisonProgress
+    from luffy.report import write_report
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    for name in names:
+        if name not in METHODS:
+            raise ConfigError(f"--methods: unknown method {name!r}.{nearest(name, METHODS)}")
+    plan = plan_comparison(recipe, names, range(seeds), output, overrides or [])
+    try:
+        with ComparisonProgress(messages) as progress:
+            run_comparison(plan, parallel=jobs, on_poll=progress.on_poll)
+    finally:
+        if any(job.finished for job in plan.jobs):
+            written = write_comparison(output)
+            page = write_report([output], output / "report.html")
+    comparison = json.loads(written.read_text())
+    if as_json:
+        _print_json(comparison)
+        return
+    _print_comparison(comparison)
+    results.print(f"Page: {page.resolve()}", soft_wrap=True)
+
+
+@application.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    benchmark: Annotated[list[str], typer.Option("--benchmark", "-b", help="NAME or FILE, with @k for k samples a problem.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N problems of each.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration, e.g. reward.kind=math")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model on benchmarks, with intervals.
+
+    [dim]luffy eval miniature --benchmark miniature/hard --benchmark miniature/short
+    luffy eval runs/mine/model -b test.jsonl@8 --set evaluation.temperature=0.6 --set reward.kind=math[/]
+    """
+    given = [f"evaluation.benchmarks={json.dumps(benchmark)}", *(settings or [])]
+    config = load_config(None, [*given, *([f"evaluation.limit={limit}"] if limit else [])])
+    from luffy.evaluation import evaluate as run_evaluation
+
+    with messages.status("evaluating") as status:
+        result = run_evaluation(
+            model, benchmark, config, on_result=lambda one: status.update(f"evaluated {one.name}")
+        )
+    if as_json:
+        _print_json(result.to_json())
+        return
+    table = Table("set", "metric", "value", "95 % interval", "problems", "mean length", "cut off", title=model)
+    for name, one in result.results.items():
+        accuracy = one.accuracy
+        table.add_row(
+            name,
+            f"avg@{one.samples}",
+            _percent(accuracy.value),
+            f"{_percent(accuracy.low)} - {_percent(accuracy.high)}",
+            str(accuracy.n),
+            f"{one.length:.0f}",
+            _percent(one.truncated),
+        )
+    results.print(table)
+
+
+@application.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or one comparison folder.")],
+    output: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first folder.")] = None,
+) -> None:
+    """Write one self-contained HTML page about runs or a comparison."""
+    from luffy.report import write_report
+
+    page = write_report(folders, output or folders[0] / "report.html")
+    results.print(str(page), soft_wrap=True)
+
+
+@application.command()
+def config(
+    recipe: Annotated[Path | None, typer.Argument(help="Show the values of this recipe instead of the defaults.")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every key of a recipe with its value and what it means."""
+    from luffy.config import flatten
+
+    values = flatten(load_config(recipe, overrides or []))
+    if as_json:
+        _print_json(values)
+        return
+    table = Table("key", "value" if recipe else "default", "meaning")
+    for key, default, explanation in describe():
+        shown = default if values[key] in (None, (), {}) else str(values[key])
+        table.add_row(key, _plain(shown), _plain(explanation))
+    results.print(table)
+
+
+@application.command()
+def methods() -> None:
+    """List the methods and how they differ."""
+    from luffy.algorithm.methods import METHODS
+
+    table = Table("method", "phases", "traces", "baseline", "shaping", "clip", "what it is")
+    for name, method in METHODS.items():
+        shaping = method.shaping if method.sampled_shaping == "none" else f"{method.sampled_shaping} (own tokens)"
+        clip = "sampled" if method.clip else "none"
+        row = (name, " + ".join(method.phases), method.traces, method.baseline, shaping, clip, method.summary)
+        table.add_row(*row)
+    results.print(table)
+
+
+@data_commands.command("check")
+def check_data(
+    file: Annotated[Path, typer.Argument(help="JSONL file of problems.")],
+    kind: Annotated[str, typer.Option(help="Verifier that the traces are graded by.")] = "exact",
+    model: Annotated[str | None, typer.Option(help="Count lengths in tokens of this model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a data file: broken rows, duplicates, traces that do not verify, lengths. Exit status 1 if something is wrong.
+
+    [dim]luffy data check problems.jsonl --kind number --model Qwen/Qwen2.5-0.5B-Instruct[/]
+    """
+    from luffy.data import check_file
+
+    checked = check_file(file, kind=kind, tokenizer=_tokenizer(model) if model else None)
+    if as_json:
+        _print_json(checked.to_json())
+    else:
+        for line in checked.lines():
+            results.print(_plain(line), soft_wrap=True, highlight=False)
+    raise typer.Exit(0 if checked.ok else 1)
+
+
+@data_commands.command("show")
+def show_data(
+    file: Annotated[str, typer.Argument(help="JSONL file of problems, or `miniature`.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer and chat template are used.")] = "miniature",
+    template: Annotated[str, typer.Option(help="auto, chat, none or simple.")] = "auto",
+    count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 3,
+) -> None:
+    """Show problems as the model will see them: template applied, special tokens visible, trained part marked."""
+    config = load_config(None, [f"data.train={file}", f"data.template={template}"])
+    from luffy.data import load_training_problems, show_problem
+
+    source = load_training_problems(config.data)
+    tokenizer = _tokenizer(model)
+    for problem in source.problems[:count]:
+        results.print(show_problem(problem, tokenizer, template))
+
+
+def _tokenizer(model: str) -> Any:
+    from luffy.policy import load_tokenizer
+
+    return load_tokenizer(model)
+
+
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    sets = list(dict.fromkeys(name for entry in comparison["methods"].values() for name in entry["evaluations"]))
+    table = Table("method", "seeds", *sets, title="accuracy in %, with 95 % intervals over problems and seeds")
+    rows = {"base": {"evaluations": comparison.get("base", {})}} | comparison["methods"]
+    for name, entry in rows.items():
+        cells = [_cell(entry["evaluations"].get(one)) for one in sets]
+        table.add_row(name, str(entry.get("seeds", "")), *cells)
+    results.print(table)
+    verdicts = Table("claim", "set", "difference", "95 % interval", "here")
+    colours = {"holds": "green", "fails": "red", "undecided": "yellow"}
+    for one in comparison["verdicts"]:
+        interval = f"{one['low']:+.3f} to {one['high']:+.3f}"
+        verdict = f"[{colours[one['verdict']]}]{one['verdict']}[/]"
+        verdicts.add_row(one["claim"], one["set"], f"{one['difference']:+.3f}", interval, verdict)
+    results.print(verdicts)
+
+
+def _cell(metrics: dict[str, Any] | None) -> str:
+    if not metrics:
+        return "-"
+    value = next(iter(metrics.values()))
+    return f"{100 * value['value']:.1f} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _plain(text: str) -> str:
+    """Text of ours or the user's that must not be taken for console markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=messages, show_time=False, show_path=False, markup=False)],
+    )
+    logging.getLogger("luffy").setLevel(logging.INFO)

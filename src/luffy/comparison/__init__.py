@@ -1,0 +1,1 @@
+"""Several methods under equal conditions: their runs side by side, and what follows from them."""

@@ -1,0 +1,159 @@
+"""Run methods x seeds under equal conditions: same base, problems, traces and evaluations, each run a process of its own.
+
+COMPARISON/METHOD/seed-K/   a run folder each; a comparison that was killed goes on where it stopped
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from luffy.config import Config, load_config
+from luffy.errors import RunError
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Job:
+    """One run of the comparison."""
+
+    method: str
+    seed: int
+    config: Config
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    failed: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return Path(self.config.output)
+
+    @property
+    def log(self) -> Path:
+        """What it printed."""
+        return self.folder.with_name(self.folder.name + ".log")
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end, now or in an earlier start."""
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return bool(summary.get("status") == "finished" and summary["steps"] >= total_steps(self.config))
+
+    def latest(self) -> dict[str, Any]:
+        """The newest metrics line, or an empty dict."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
+            return dict(json.loads(lines[-1])) if lines else {}
+        except (OSError, ValueError):
+            return {}
+
+
+@dataclass(slots=True)
+class Comparison:
+    """The runs of a comparison and where they lie."""
+
+    output: Path
+    jobs: list[Job] = field(default_factory=list)
+
+
+def plan_comparison(
+    recipe: Path, methods: Sequence[str], seeds: Sequence[int], output: Path, overrides: Sequence[str] = ()
+) -> Comparison:
+    """Validate the configuration of every run before any is started. Raises ConfigError."""
+    comparison = Comparison(output)
+    for seed in seeds:  # seeds outside, so that an unfinished comparison has whole seeds of all methods
+        for method in methods:
+            given = [*overrides, f"method={method}", f"seed={seed}", f"output={output / method / f'seed-{seed}'}"]
+            command = [sys.executable, "-m", "luffy", "train", str(recipe), *given]
+            comparison.jobs.append(Job(method, seed, load_config(recipe, given), command))
+    return comparison
+
+
+def run_comparison(
+    comparison: Comparison, *, parallel: int = 1, on_poll: Callable[[Comparison], None] | None = None
+) -> None:
+    """Run what is not finished, `parallel` at a time, the processor's cores shared out between them.
+
+    Raises RunError at the end when a run failed, naming it and its log; the other runs are finished first.
+    """
+    waiting = [job for job in comparison.jobs if not job.finished]
+    threads = max(1, (os.cpu_count() or 1) // parallel)
+    running: list[Job] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                job = waiting.pop(0)
+                job.process = _start(job, threads)
+                running.append(job)
+            time.sleep(POLL_SECONDS)
+            for job in [job for job in running if job.process and job.process.poll() is not None]:
+                running.remove(job)
+                job.failed = not job.finished
+            if on_poll:
+                on_poll(comparison)
+    except BaseException:
+        _stop(running)
+        raise
+    failed = [job for job in comparison.jobs if job.failed]
+    if failed:
+        job = failed[0]
+        raise RunError(
+            f"{len(failed)} of {len(comparison.jobs)} runs failed; the first, {job.method} with seed {job.seed}, says: "
+            f"{_last_line(job.log)} (whole log: {job.log}). The same command goes on."
+        )
+
+
+def total_steps(config: Config) -> int:
+    """Steps of a run over all its phases."""
+    from luffy.algorithm.methods import METHODS
+
+    return config.sft.steps * (len(METHODS[config.method].phases) - 1) + config.steps
+
+
+def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    with _append(job.log) as log:
+        return subprocess.Popen(
+            job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def _append(path: Path) -> IO[bytes]:
+    return path.open("ab")
+
+
+def _stop(jobs: Sequence[Job]) -> None:
+    """Let the runs leave a checkpoint, then end them."""
+    for process in _alive(jobs):
+        process.send_signal(signal.SIGTERM)
+    for process in _alive(jobs):
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _alive(jobs: Sequence[Job]) -> Iterator[subprocess.Popen[bytes]]:
+    return (job.process for job in jobs if job.process is not None and job.process.poll() is None)
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "nothing"
+    return lines[-1] if lines else "nothing"

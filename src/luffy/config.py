@@ -1,0 +1,363 @@
+"""The configuration of a run: typed, validated before anything is loaded, and explained by `luffy config`.
+
+A recipe is a YAML file with the keys of `Config`. Overrides are `dotted.key=value`. What `methods:` says for the chosen
+method is applied between the two, so that each method of a comparison runs with its own tuned settings:
+
+    recipe  <  methods.<method> of the recipe  <  key=value on the command line
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from luffy.errors import ConfigError
+
+MINIATURE = "miniature"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class MiniatureConfig(Section):
+    """The dials of the built-in task; used when `data.train` is `miniature`."""
+
+    problems: Count = Field(256, description="Number of training problems.")
+    traced: int = Field(256, ge=0, description="How many of them carry an expert trace.")
+    style: Literal["teacher", "base"] = Field("teacher", description="Wording of the traces: another's or the base's.")
+    wrong: Fraction = Field(0.0, description="Share of traces with a wrong final answer.")
+    shortest: int = Field(5, ge=1, le=20, description="Fewest operations in a training problem.")
+    longest: int = Field(8, ge=1, le=20, description="Most operations in a training problem.")
+    seed: int = Field(0, ge=0, description="Which training set is drawn; the evaluation sets never change.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> MiniatureConfig:
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest ({self.shortest}) is larger than longest ({self.longest})")
+        if self.traced > self.problems:
+            raise ValueError(f"traced ({self.traced}) is larger than problems ({self.problems})")
+        return self
+
+
+class DataConfig(Section):
+    """Problems, their traces, and how a prompt is written."""
+
+    train: str = Field(MINIATURE, description="JSONL file of problems with traces, or `miniature`.")
+    template: Literal["auto", "chat", "none", "simple"] = Field(
+        "auto",
+        description="How a prompt is written: the model's chat template, as it is, or `User: ... Answer: Let's think "
+        "step by step.`; auto takes the chat template where the tokenizer has one.",
+    )
+    max_prompt_tokens: Count = Field(1024, description="Longest prompt, in tokens.")
+    on_long_prompt: Literal["refuse", "drop"] = Field("refuse", description="A prompt over the limit: stop, or leave out.")
+    on_bad_trace: Literal["refuse", "drop", "keep"] = Field(
+        "drop", description="A trace that does not verify: stop, leave the trace out, or keep it (it then earns reward 0)."
+    )
+    on_long_trace: Literal["refuse", "drop"] = Field(
+        "drop", description="A trace longer than `rollout.max_tokens`: stop, or leave the trace out."
+    )
+    on_bad_row: Literal["refuse", "drop"] = Field("refuse", description="A row that is not a problem: stop, or leave out.")
+    miniature: MiniatureConfig = Field(default_factory=MiniatureConfig, description="Dials of the built-in task.")
+
+
+class RewardConfig(Section):
+    """The verifier that turns a completion into reward 1 or 0."""
+
+    kind: str = Field("exact", description="Verifier: exact, number, math, or a function named python:module:function.")
+    workers: int = Field(1, ge=0, le=256, description="Verifier processes; 0 verifies in this process, without deadline.")
+    deadline: Positive = Field(5.0, description="Seconds a verification may take before it is stopped.")
+    max_failures: Fraction = Field(0.5, description="Share of failed verifications in a step above which the run stops.")
+
+
+class RolloutConfig(Section):
+    """How the groups are made."""
+
+    group_size: int = Field(8, ge=2, description="Rollouts a problem, traces included.")
+    traces: int = Field(1, ge=0, description="How many of them are expert traces, for methods that put traces in groups.")
+    temperature: Positive = Field(1.0, description="Sampling temperature; log-probs are taken at it.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 samples from the whole distribution.")
+    max_tokens: Count = Field(512, description="Longest completion, in tokens; a longer one is cut and earns nothing.")
+    batch_tokens: Count = Field(65536, description="Tokens (rows x length) that may be generated at once.")
+
+    @model_validator(mode="after")
+    def _room(self) -> RolloutConfig:
+        if self.traces >= self.group_size:
+            raise ValueError(
+                f"traces ({self.traces}) must be fewer than group_size ({self.group_size}): a group needs own rollouts"
+            )
+        return self
+
+
+class ObjectiveConfig(Section):
+    """The constants of the objective (docs/algorithm.md)."""
+
+    gamma: Positive = Field(0.1, description="Policy shaping: f(rho) = rho / (rho + gamma).")
+    exponent: Positive = Field(0.5, description="Exponent of the `power` shaping.")
+    shaping: str | None = Field(None, description="Replaces the method's shaping of trace tokens; a name in SHAPINGS.")
+    clip_range: Positive = Field(0.2, description="Clip range of PPO's surrogate, for methods that clip.")
+    normalization: Literal["constant", "token", "sequence"] = Field(
+        "constant", description="Divisor Z: sequences x rollout.max_tokens, all tokens, or each sequence's own length."
+    )
+    scale: Literal["none", "std"] = Field("none", description="Divide advantages by the group's standard deviation, or not.")
+    entropy_coefficient: NotNegative = Field(0.0, description="Entropy bonus (the paper says 0.01, its script 0.001).")
+    kl_coefficient: NotNegative = Field(0.0, description="Penalty on the KL divergence from the base model.")
+    sft_coefficient: NotNegative = Field(1.0, description="Weight of the supervised term of `rl_sft`.")
+    importance_cap: Positive | None = Field(
+        None, description="Truncated importance sampling: cap on trainer/engine probability ratio; empty: off."
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule, for the reinforcement phase (and, unless `sft` says otherwise, the supervised one)."""
+
+    learning_rate: Positive = Field(1e-6, description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="After the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    weight_decay: NotNegative = Field(0.0, description="AdamW's weight decay.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta.")
+    max_gradient_norm: Positive = Field(1.0, description="Gradients are scaled down to this norm.")
+
+
+class SFTConfig(Section):
+    """The supervised phase of `sft` and `sft_rl`."""
+
+    steps: Count = Field(100, description="Optimizer steps of the SFT phase of `sft_rl` (`sft` takes `steps`).")
+    batch_size: Count = Field(32, description="Traces an optimizer step.")
+    learning_rate: Positive = Field(1e-5, description="Peak learning rate of the supervised phase.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="After the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+
+
+class PolicyConfig(Section):
+    """How the model is held and computed."""
+
+    dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the weights.")
+    autocast: Literal["none", "bfloat16"] = Field("none", description="Type of matrix products during the update.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
+    token_budget: Count = Field(16384, description="Padded tokens a micro-batch of the update may hold.")
+    chunk_elements: Count = Field(2**24, description="Logits (tokens x vocabulary) that may exist at once.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder.")
+    allow_pickle: bool = Field(False, description="Load weights that are stored as pickles, which can run code.")
+
+
+class EvaluationConfig(Section):
+    """What is measured, when, and how it is sampled."""
+
+    benchmarks: tuple[str, ...] = Field((), description="NAME or FILE, with @k for k samples a problem; at start and end.")
+    watch: tuple[str, ...] = Field((), description="Those of them that are also measured every `every` steps.")
+    every: int = Field(0, ge=0, description="Steps between evaluations of `watch`; 0: only at start and end.")
+    limit: Count | None = Field(None, description="Problems taken from each benchmark; empty: all.")
+    temperature: NotNegative = Field(0.0, description="0 is greedy decoding; needed above 0 for @k with k > 1.")
+    max_tokens: Count | None = Field(None, description="Longest completion; empty: rollout.max_tokens.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvaluationConfig:
+        unknown = [name for name in self.watch if name not in self.benchmarks]
+        if unknown:
+            raise ValueError(f"watch names {unknown[0]!r}, which is not in benchmarks")
+        sampled = [name for name in self.benchmarks if "@" in name and not name.endswith("@1")]
+        if sampled and self.temperature == 0:
+            raise ValueError(f"{sampled[0]!r} asks for several samples, which temperature 0 makes all alike")
+        return self
+
+
+class Config(Section):
+    """Everything that defines a run."""
+
+    method: str = Field("luffy", description="One of METHODS: luffy, on_policy, mixed, sft, sft_rl, rl_sft, ...")
+    model: str = Field(MINIATURE, description="Model folder or hub name; `miniature` and `miniature-strong` are built in.")
+    output: str = Field("runs/latest", description="The run folder.")
+    seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
+    steps: Count = Field(100, description="Steps of the last phase: RL steps, or SFT steps for `sft`.")
+    problems_per_step: Count = Field(16, description="Problems drawn a step, hence groups.")
+    updates_per_step: Count = Field(1, description="Optimizer steps a batch of groups is split into (the paper: 2).")
+    checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: only at the end of a phase.")
+    keep_checkpoints: Count = Field(2, description="Newest checkpoints that are kept.")
+    rollouts_every: int = Field(10, ge=0, description="Steps between saved rollouts; 0: never.")
+    processes: int = Field(1, ge=1, le=1, description="Training processes; this version trains in one.")
+    data: DataConfig = Field(default_factory=DataConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    sft: SFTConfig = Field(default_factory=SFTConfig)
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Per method: `dotted.key: value` that replace the above when it is chosen."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        groups = self.problems_per_step
+        if self.updates_per_step > groups:
+            raise ValueError(f"updates_per_step ({self.updates_per_step}) is larger than problems_per_step ({groups})")
+        return self
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
+    """Read a recipe, apply the overrides, validate.
+
+    path: a YAML file, or None for the defaults. overrides: `dotted.key=value` strings, values in YAML syntax, or a
+    mapping of dotted keys to values. Raises ConfigError naming file, key and the nearest right name.
+    """
+    where = str(path) if path is not None else "configuration"
+    tree = _read_yaml(Path(path)) if path is not None else {}
+    given = dict(overrides) if isinstance(overrides, Mapping) else dict(map(parse_override, overrides))
+    _refuse_unknown_methods(tree, where)
+    method = given.get("method", tree.get("method", Config.model_fields["method"].default))
+    of_method = (tree.get("methods") or {}).get(method) or {}
+    for origin, changes in ((f"{where}: methods.{method}", of_method), ("override", given)):
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"{origin}: expected `dotted.key: value` pairs, got {type(changes).__name__}.")
+        for key, value in changes.items():
+            _assign(tree, str(key), value, origin)
+    return _validate(tree, where)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `dotted.key=value` at the first `=`; the value is YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {text!r}: expected key=value, for example steps=50.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML ({_yaml_problem(error)}).") from None
+
+
+def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
+    """The configuration as dotted keys and plain values."""
+    flat: dict[str, Any] = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, BaseModel) else {f"{prefix}{name}": value}
+    return flat
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Every key with its default and its one-sentence explanation, in the order of the schema."""
+    return list(_describe(Config, ""))
+
+
+def _describe(section: type[BaseModel], prefix: str) -> Iterable[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _describe(field.annotation, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            text = "-" if default in (None, (), {}) else str(default)
+            yield f"{prefix}{name}", text, field.description or ""
+
+
+def known_keys() -> list[str]:
+    """All dotted keys."""
+    return [key for key, _, _ in describe()]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean '...'?` for the closest known word, or an empty string."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if not close:  # the last part may be right and its section wrong or missing
+        close = [name for name in names if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such recipe file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({_yaml_problem(error)}).") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, got a {type(tree).__name__}.")
+    return tree
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice, which plain YAML lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}: {problem}" if mark else str(problem)
+
+
+def _refuse_unknown_methods(tree: dict[str, Any], where: str) -> None:
+    from luffy.algorithm.methods import METHODS
+
+    methods = tree.get("methods")
+    if methods is not None and not isinstance(methods, dict):
+        raise ConfigError(f"{where}: 'methods' expects method names with settings below them.")
+    for name in methods or {}:
+        if name not in METHODS:
+            raise ConfigError(f"{where}: unknown method {name!r} under 'methods'.{nearest(str(name), METHODS)}")
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    """Set a dotted key in the nested tree."""
+    known = known_keys()
+    if key not in known and not key.startswith("methods."):
+        raise ConfigError(f"{origin}: unknown key {key!r}.{nearest(key, known)}")
+    *sections, last = key.split(".")
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        if not isinstance(tree[section], dict):
+            raise ConfigError(f"{origin}: {key!r} cannot be set, {section!r} is not a section in the recipe.")
+        tree = tree[section]
+    tree[last] = value
+
+
+def _validate(tree: dict[str, Any], where: str) -> Config:
+    from luffy.algorithm.methods import METHODS
+
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from None
+    if config.method not in METHODS:
+        raise ConfigError(f"{where}: unknown method {config.method!r}.{nearest(config.method, METHODS)}")
+    return config
+
+
+def _explain(item: Any, where: str) -> str:
+    """One validation error as a sentence."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{where}: unknown key {key!r}.{nearest(key, known_keys())}"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{where}: {key + ': ' if key else ''}{message}."
+    return f"{where}: '{key}' {message[0].lower()}{message[1:]}, got {item['input']!r}."

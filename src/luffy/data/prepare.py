@@ -1,0 +1,253 @@
+"""From loaded problems to tokens: every prompt and trace is tokenised once, and every trace verified once.
+
+Traces are not assumed to be right. They go through the same verifier as everything else, and what the reward says of
+them is their reward. Whatever is left out, or kept although something is wrong with it, is in the report by name.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from luffy.data.load import LoadedProblems
+from luffy.data.prompts import Template, encode_prompts, encode_traces
+from luffy.errors import DataError
+from luffy.reward import Verdict
+from luffy.types import Problem, Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VerifyAll = Callable[[Sequence[tuple[str, str]]], list[Verdict]]  # (text, reference answer) pairs -> verdicts
+
+SHOWN_FINDINGS = 3  # of each kind, in the lines of a report
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTrace:
+    """A trace as the learner takes it."""
+
+    token_ids: tuple[int, ...]  # [tokens], end-of-sequence once at the end
+    logprobs: tuple[float, ...] | None  # [tokens], of the teacher; None: pi_phi = 1
+    text: str  # as the verifier saw it
+    reward: float  # 1 when it verifies, else 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedProblem:
+    """A problem with everything that was tokenised of it."""
+
+    problem: Problem
+    prompt_ids: tuple[int, ...]  # [prompt tokens]
+    traces: tuple[EncodedTrace, ...]
+
+
+class Cause(enum.StrEnum):
+    """Why something was left out, or is remarkable."""
+
+    BAD_ROW = "bad row"
+    LONG_PROMPT = "long prompt"
+    LONG_TRACE = "long trace"
+    WRONG_TRACE = "trace that does not verify"
+    BROKEN_TRACE = "trace with wrong log-probs or an end inside"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was left out, or kept although something is wrong with it."""
+
+    cause: Cause
+    message: str  # with file and row, or problem
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PreparationReport:
+    """What came through the preparation, and what did not."""
+
+    problems: int
+    traces: int
+    findings: tuple[Finding, ...]
+
+    def count(self, cause: Cause) -> int:
+        """How many findings have this cause."""
+        return sum(finding.cause is cause for finding in self.findings)
+
+    def lines(self, shown: int = SHOWN_FINDINGS) -> list[str]:
+        """For the terminal: a line for what there is, then for each cause its number and the first findings."""
+        lines = [f"{self.problems} problems with {self.traces} traces"]
+        counts = Counter((finding.cause, finding.kept) for finding in self.findings)
+        for (cause, kept), number in counts.items():
+            messages = [finding.message for finding in self.findings if (finding.cause, finding.kept) == (cause, kept)]
+            lines.append(f"{'kept' if kept else 'left out'}, {cause}: {number}")
+            lines += [f"  {message}" for message in messages[:shown]]
+            if number > shown:
+                lines.append(f"  and {number - shown} more")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, in plain values."""
+        findings = [{"cause": str(item.cause), "kept": item.kept, "message": item.message} for item in self.findings]
+        return {"problems": self.problems, "traces": self.traces, "findings": findings}
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedProblems:
+    """What a run trains on."""
+
+    problems: list[EncodedProblem]
+    report: PreparationReport
+
+
+def prepare_problems(
+    problems: LoadedProblems | Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: Template,
+    max_prompt_tokens: int,
+    max_completion_tokens: int,
+    verify: VerifyAll,
+    on_long_prompt: Literal["refuse", "drop"],
+    on_bad_trace: Literal["refuse", "drop", "keep"],
+    on_long_trace: Literal["refuse", "drop"],
+) -> PreparedProblems:
+    """Tokenise prompts and traces, verify the traces, and leave out what the configuration says.
+
+    verify: (trace text, reference answer) pairs -> verdicts; called once, with all traces that are not too long.
+    The limits are in tokens, end-of-sequence included; `on_...` are the keys of `data` with these names.
+    Raises DataError naming file and row for what is refused, and when no problem is left.
+    """
+    loaded = problems if isinstance(problems, LoadedProblems) else LoadedProblems.of(problems)
+    findings = [
+        Finding(Cause.BAD_ROW, f"{loaded.name}, row {item.row}: {item.reason}", kept=False) for item in loaded.dropped
+    ]
+    log = _FindingLog(findings, on_long_prompt, on_bad_trace, on_long_trace)
+    share: dict[int, int] = {}  # one object for each token id: an int takes 28 bytes and data sets have 10^8 of them
+    prompts: dict[int, tuple[int, ...]] = {}  # by index of the problem
+    for index, ids in enumerate(encode_prompts(loaded.problems, tokenizer, template)):
+        if len(ids) > max_prompt_tokens:
+            log.long_prompt(loaded.where(index), len(ids), max_prompt_tokens)
+        else:
+            prompts[index] = tuple(map(share.setdefault, ids, ids))
+    traces: dict[int, list[EncodedTrace]] = {index: [] for index in prompts}
+    for candidate, verdict in _verified(loaded, prompts, tokenizer, max_completion_tokens, verify, log):
+        if candidate.broken and not log.broken_trace(candidate):
+            continue
+        if not verdict.correct and not log.wrong_trace(candidate, verdict):
+            continue
+        token_ids = tuple(map(share.setdefault, candidate.ids, candidate.ids))
+        traces[candidate.index].append(
+            EncodedTrace(token_ids, candidate.logprobs, candidate.text, float(verdict.correct))
+        )
+    if not prompts:
+        raise DataError(f"every problem was left out. The first one: {log.findings[0].message}.")
+    encoded = [EncodedProblem(loaded.problems[index], ids, tuple(traces[index])) for index, ids in prompts.items()]
+    trace_count = sum(map(len, traces.values()))
+    return PreparedProblems(encoded, PreparationReport(len(encoded), trace_count, tuple(log.findings)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A trace on its way into the prepared problems."""
+
+    index: int  # of its problem
+    where: str  # `train.jsonl, row 12: trace 1`
+    answer: str
+    text: str
+    ids: list[int]  # [tokens]
+    logprobs: tuple[float, ...] | None  # [tokens]
+    broken: str  # what is wrong with it, or an empty string
+
+
+def _verified(
+    loaded: LoadedProblems,
+    indices: Sequence[int] | dict[int, tuple[int, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    verify: VerifyAll,
+    log: _FindingLog,
+) -> Iterator[tuple[_Candidate, Verdict]]:
+    """The traces of the problems at `indices` that are not too long, each with its verdict."""
+    places = [(index, number) for index in indices for number in range(len(loaded.problems[index].traces))]
+    if not places:
+        return
+    encoded = encode_traces([loaded.problems[index].traces[number] for index, number in places], tokenizer)
+    candidates = []
+    for (index, number), ids in zip(places, encoded, strict=True):
+        problem = loaded.problems[index]
+        where = f"{loaded.where(index)}: trace {number + 1}"
+        if len(ids) > max_tokens:
+            log.long_trace(where, len(ids), max_tokens)
+            continue
+        trace = problem.traces[number]
+        logprobs, broken = match_logprobs(trace, ids)
+        if ids[-1] in ids[:-1]:
+            broken = "has an end-of-sequence token before its end"
+        candidates.append(_Candidate(index, where, problem.answer, trace.text, ids, logprobs, broken))
+    verdicts = verify([(candidate.text, candidate.answer) for candidate in candidates]) if candidates else []
+    yield from zip(candidates, verdicts, strict=True)
+
+
+def match_logprobs(trace: Trace, ids: Sequence[int]) -> tuple[tuple[float, ...] | None, str]:
+    """The trace's log-probs for its tokens [tokens], and what is wrong with them (an empty string: nothing).
+
+    Log-probs of the text alone get 0 for end-of-sequence, as if the teacher had been certain to stop there.
+    """
+    if trace.logprobs is None or len(trace.logprobs) == len(ids):
+        return trace.logprobs, ""
+    if len(trace.logprobs) == len(ids) - 1:
+        return (*trace.logprobs, 0.0), ""
+    return None, f"has {len(trace.logprobs)} logprobs for {len(ids) - 1} tokens and end-of-sequence"
+
+
+class _FindingLog:
+    """Collects findings, or raises where the configuration refuses them. The methods return whether to keep."""
+
+    def __init__(self, findings: list[Finding], on_long_prompt: str, on_bad_trace: str, on_long_trace: str) -> None:
+        self.findings = findings
+        self._on_long_prompt = on_long_prompt
+        self._on_bad_trace = on_bad_trace
+        self._on_long_trace = on_long_trace
+
+    def long_prompt(self, where: str, tokens: int, limit: int) -> None:
+        message = f"{where}: the prompt has {tokens} tokens, more than data.max_prompt_tokens={limit}"
+        if self._on_long_prompt == "refuse":
+            raise DataError(f"{message}. To leave such problems out: data.on_long_prompt=drop")
+        self.findings.append(Finding(Cause.LONG_PROMPT, message, kept=False))
+
+    def long_trace(self, where: str, tokens: int, limit: int) -> None:
+        message = f"{where} has {tokens} tokens, more than rollout.max_tokens={limit}"
+        if self._on_long_trace == "refuse":
+            raise DataError(f"{message}. To leave such traces out: data.on_long_trace=drop")
+        self.findings.append(Finding(Cause.LONG_TRACE, message, kept=False))
+
+    def wrong_trace(self, candidate: _Candidate, verdict: Verdict) -> bool:
+        return self._bad_trace(Cause.WRONG_TRACE, f"{candidate.where} {rejection(verdict, candidate.answer)}")
+
+    def broken_trace(self, candidate: _Candidate) -> bool:
+        kept_anyway = " (kept as if it had none)" if self._on_bad_trace == "keep" and candidate.logprobs is None else ""
+        return self._bad_trace(Cause.BROKEN_TRACE, f"{candidate.where} {candidate.broken}{kept_anyway}")
+
+    def _bad_trace(self, cause: Cause, message: str) -> bool:
+        if self._on_bad_trace == "refuse":
+            remedy = "To leave such traces out: data.on_bad_trace=drop. To keep them: data.on_bad_trace=keep"
+            raise DataError(f"{message}. {remedy}")
+        kept = self._on_bad_trace == "keep"
+        self.findings.append(Finding(cause, message, kept))
+        return kept
+
+
+def rejection(verdict: Verdict, answer: str) -> str:
+    """Why a trace has no reward, as the end of a sentence: `does not verify: got '12', expected '21'`."""
+    if verdict.failure is not None:
+        return f"could not be verified ({verdict.failure})"
+    got = "" if verdict.extracted is None else f"got {shortened(verdict.extracted)!r}, "
+    return f"does not verify: {got}expected {shortened(answer)!r}"
+
+
+def shortened(text: str, characters: int = 60) -> str:
+    """The text, or its last characters, where an answer stands."""
+    return text if len(text) <= characters else "…" + text[1 - characters :]

@@ -1,0 +1,73 @@
+"""Show a problem as the model will see it: `luffy data show FILE`."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING
+
+from luffy.data.prompts import Template, choose_template, encode_prompt, encode_trace
+from luffy.types import Problem
+
+if TYPE_CHECKING:
+    from rich.text import Text
+    from transformers import PreTrainedTokenizerBase
+
+TRAINED_STYLE, SPECIAL_STYLE, TITLE_STYLE = "green", "bold magenta", "bold"
+
+
+def show_problem(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Template = "auto") -> Text:
+    """The prompt and the traces as the model gets them, special tokens visible, what is trained on marked.
+
+    The text is decoded from the very token ids of a run. Its `.plain` says the same without colours: `|` starts the
+    lines of tokens that are given, `>` those of tokens that are trained on.
+    """
+    from rich.text import Text
+
+    prompt_ids = encode_prompt(problem, tokenizer, template)
+    shown = Text()
+    source = f", from {_printable(problem.source)}" if problem.source else ""
+    shown.append(f"problem {_printable(problem.id)}{source}, answer {_printable(problem.answer)}\n", TITLE_STYLE)
+    used = choose_template(tokenizer, template)
+    shown.append(f"prompt, {len(prompt_ids)} tokens, template {used}, not trained on:\n", TITLE_STYLE)
+    _append_tokens(shown, prompt_ids, tokenizer, "| ", "")
+    for number, trace in enumerate(problem.traces, start=1):
+        ids = encode_trace(trace, tokenizer)
+        by = f" by {_printable(trace.model)}" if trace.model else ""
+        logprobs = ", with log-probs" if trace.logprobs is not None else ""
+        shown.append(f"trace {number}{by}, {len(ids)} tokens{logprobs}, trained on:\n", TITLE_STYLE)
+        _append_tokens(shown, ids, tokenizer, "> ", TRAINED_STYLE)
+    if not problem.traces:
+        shown.append("no traces\n", TITLE_STYLE)
+    return shown
+
+
+def _append_tokens(shown: Text, ids: list[int], tokenizer: PreTrainedTokenizerBase, margin: str, style: str) -> None:
+    """Append the decoded tokens, each line after the margin, special tokens in their own style."""
+    shown.append(margin, style)
+    for run, special in _runs(ids, set(tokenizer.all_special_ids)):
+        text = tokenizer.decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = _printable(text, keep="\n").replace("\n", f"\n{margin}")
+        shown.append(text, SPECIAL_STYLE if special else style)
+    shown.append("\n")
+
+
+def _runs(ids: list[int], special_ids: set[int]) -> list[tuple[list[int], bool]]:
+    """The ids in pieces that are all special or all not: decoding single tokens would break characters."""
+    runs: list[tuple[list[int], bool]] = []
+    for token_id in ids:
+        special = token_id in special_ids
+        if runs and runs[-1][1] == special:
+            runs[-1][0].append(token_id)
+        else:
+            runs.append(([token_id], special))
+    return runs
+
+
+def _printable(text: str, keep: str = "") -> str:
+    """The text with control characters written out, so that data cannot steer the terminal."""
+    return "".join(
+        character
+        if character in keep or unicodedata.category(character)[0] != "C"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )

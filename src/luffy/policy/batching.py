@@ -1,0 +1,65 @@
+"""Rows of uneven length into micro-batches, without much padding.
+
+A group mixes one long trace with short rollouts; padded to the longest, most of an update would be spent on nothing.
+So rows are sorted by length and cut into micro-batches that hold at most a budget of padded tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def split_by_budget(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Partition row indices into micro-batches of at most `token_budget` padded tokens.
+
+    Rows are taken from the longest to the shortest, so that a budget that is too large for the memory fails in the
+    first micro-batch and not hours later. A row longer than the budget gets a micro-batch of its own. A micro-batch
+    also ends where going on would pad more than it saves: at a row shorter than half of its longest one.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches: list[list[int]] = []
+    for index in order:
+        longest = lengths[batches[-1][0]] if batches else 0
+        fits = batches and (len(batches[-1]) + 1) * longest <= token_budget
+        if fits and 2 * lengths[index] >= longest:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def padding_fraction(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+    """Share of the tokens computed in these micro-batches that are padding."""
+    computed = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches if batch)
+    return 1 - sum(lengths[index] for batch in batches for index in batch) / computed if computed else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedRows:
+    """Prompts followed by completions, padded on the right."""
+
+    input_ids: Tensor  # [rows, length]
+    attention_mask: Tensor  # [rows, length], 1 on real tokens
+    completion_mask: Tensor  # [rows, length - 1], True where position t predicts a completion token t + 1
+
+
+def pad_rows(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> PaddedRows:
+    """Lay out prompt + completion of each row, padded on the right to the longest row."""
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    length = max(map(len, rows))
+    input_ids = torch.tensor([row + [pad_id] * (length - len(row)) for row in rows])
+    position = torch.arange(length)
+    ends = torch.tensor([len(row) for row in rows])[:, None]
+    starts = torch.tensor([len(prompt) for prompt in prompts])[:, None]
+    target = position[1:]  # the token that position t - 1 predicts
+    return PaddedRows(
+        input_ids.to(device),
+        (position < ends).long().to(device),
+        ((target >= starts) & (target < ends)).to(device),
+    )

@@ -1,0 +1,148 @@
+"""Load a causal language model and its tokenizer from a local folder or a hub name.
+
+Refuses what could run foreign code: pickled weights and Python files in the model folder, unless asked for by name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luffy.config import PolicyConfig, nearest
+from luffy.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILT_IN = ("miniature", "miniature-strong")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model with its tokenizer and what ends a completion."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]  # any of these ends a completion
+    pad_id: int  # fills up batches; masks are made from lengths, so it may equal an eos id
+
+
+def model_folder(name: str) -> str:
+    """Where the model of that name lies: the package's folder for a built-in name, else the name itself."""
+    if name in BUILT_IN and not Path(name).exists():
+        return str(resources.files("luffy") / "assets" / name)
+    return name
+
+
+def load_model(name: str, policy: PolicyConfig) -> LoadedModel:
+    """Load weights and tokenizer, ready to generate (evaluation mode).
+
+    Raises ModelError naming the folder and what is missing or refused.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = model_folder(name)
+    _check_folder(folder, policy)
+    tokenizer = load_tokenizer(name, trust_remote_code=policy.trust_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, policy.dtype),
+            use_safetensors=None if policy.allow_pickle else True,
+            trust_remote_code=policy.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{name}: cannot be loaded as a causal language model. {_first_line(error)}") from None
+    device = pick_device(policy.device)
+    model = model.to(device).eval()
+    if policy.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    eos_ids = _eos_ids(model, tokenizer, name)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    return LoadedModel(model, tokenizer, eos_ids, int(pad_id))
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer alone. Raises ModelError when the folder holds none."""
+    from transformers import AutoTokenizer
+
+    folder = model_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # the library raises many kinds, down to KeyError, for a folder that is none
+        raise ModelError(f"{name}: no tokenizer can be loaded from it. {_first_line(error)}") from None
+    return tokenizer
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one, else the CPU. Raises ModelError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"policy.device={name} cannot be used: {_first_line(error)}") from None
+    return device
+
+
+def _check_folder(folder: str, policy: PolicyConfig) -> None:
+    path = Path(folder)
+    looks_local = path.is_absolute() or folder.startswith((".", "~")) or folder.count("/") > 1 or path.exists()
+    if not looks_local:
+        return
+    if not path.is_dir():
+        raise ModelError(f"{folder}: there is no such model folder.{_neighbours(path)}")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{folder}: not a Hugging Face model folder, config.json is missing.")
+    files = [file.name for file in path.iterdir()]
+    if not any(file.endswith(".safetensors") for file in files):
+        pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth"))]
+        if not pickled:
+            raise ModelError(f"{folder}: holds no weights (*.safetensors).")
+        if not policy.allow_pickle:
+            raise ModelError(
+                f"{folder}: {pickled[0]} is a pickle, which can run code when it is loaded. Convert it to safetensors, "
+                "or set policy.allow_pickle=true if you trust its author."
+            )
+    if "auto_map" in _read_config(path) and not policy.trust_remote_code:
+        raise ModelError(
+            f"{folder}: the model brings its own Python code. Set policy.trust_remote_code=true if you trust its author."
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{folder}/config.json: cannot be read as JSON ({error}).") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder}/config.json: expected an object.")
+    return config
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[int, ...]:
+    """What ends a completion: the tokenizer's token first (it is appended to traces), then the model's own."""
+    of_model = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    known = tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"{name}: the tokenizer has no end-of-sequence token, so a completion could never end. "
+            "Set eos_token in its tokenizer_config.json."
+        )
+    return known
+
+
+def _neighbours(path: Path) -> str:
+    parent = path.parent
+    return nearest(path.name, [entry.name for entry in parent.iterdir()]) if parent.is_dir() else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,134 @@
+"""Live progress at the prompt: the few numbers that matter, and a believable time left; plain lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from luffy.comparison.runner import Comparison, Job, total_steps
+
+LINES_IN_A_PIPE = 20  # a run prints about this many lines when nobody watches
+
+SHOWN = {
+    "reward": "reward/on_policy",
+    "trace adv.": "guidance/trace_advantage",
+    "entropy": "policy/entropy",
+    "length": "completion/length",
+    "loss": "update/loss",
+}
+
+
+def shown_numbers(metrics: dict[str, Any]) -> str:
+    """The numbers of a step that are worth a glance; those that do not exist are left out."""
+    parts = [f"{name} {_short(metrics[key])}" for name, key in SHOWN.items() if key in metrics]
+    return "  ".join(parts)
+
+
+class TrainingProgress:
+    """A bar for one run on a terminal; now and then a line elsewhere."""
+
+    def __init__(self, console: Console, method: str) -> None:
+        """method: shown beside the bar."""
+        self.console, self.method = console, method
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.started: tuple[float, int] | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def on_step(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
+        """Show a step."""
+        numbers = shown_numbers(metrics)
+        if self.bar:
+            if self.task is None:
+                self.task = self.bar.add_task(self.method, total=steps, numbers="")
+            self.bar.update(self.task, completed=step, numbers=numbers)
+            return
+        if self.started is None:
+            self.started = (time.monotonic(), step)
+        if step == steps or step % max(1, steps // LINES_IN_A_PIPE) == 0:
+            began, first = self.started
+            left = (time.monotonic() - began) / max(1, step - first) * (steps - step)
+            self.console.print(f"step {step}/{steps}  {numbers}  {left:.0f} s left", highlight=False, soft_wrap=True)
+
+
+class ComparisonProgress:
+    """A table of all runs on a terminal; a line for each run that ends elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        """console: where it is shown."""
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+        self.began = time.monotonic()
+        self.before: float | None = None  # share of the work that earlier starts had done
+        self.reported: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def on_poll(self, comparison: Comparison) -> None:
+        """Show where all runs stand."""
+        latest = {id(job): job.latest() for job in comparison.jobs}
+        left = self._time_left(comparison, latest)
+        if self.live:
+            self.live.update(_table(comparison, latest, left))
+            return
+        for job in comparison.jobs:
+            name = f"{job.method}, seed {job.seed}"
+            if job.finished and name not in self.reported:
+                self.reported.add(name)
+                done = f"{len(self.reported)}/{len(comparison.jobs)}"
+                line = f"{done} {name}: {shown_numbers(latest[id(job)])}  {left} left"
+                self.console.print(line, highlight=False, soft_wrap=True)
+
+    def _time_left(self, comparison: Comparison, latest: dict[int, dict[str, Any]]) -> str:
+        total = sum(total_steps(job.config) for job in comparison.jobs)
+        done = sum(min(latest[id(job)].get("step", 0), total_steps(job.config)) for job in comparison.jobs) / total
+        if self.before is None:
+            self.before = done
+        if done <= self.before:
+            return "?"
+        seconds = (time.monotonic() - self.began) / (done - self.before) * (1 - done)
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def _table(comparison: Comparison, latest: dict[int, dict[str, Any]], left: str) -> Table:
+    finished = sum(job.finished for job in comparison.jobs)
+    table = Table("run", "step", *SHOWN, title=f"{finished} of {len(comparison.jobs)} runs done, {left} left")
+    for job in comparison.jobs:
+        metrics = latest[id(job)]
+        numbers = [_short(metrics[key]) if key in metrics else "" for key in SHOWN.values()]
+        table.add_row(f"{_mark(job)} {job.method} {job.seed}", f"{metrics.get('step', 0)}/{total_steps(job.config)}", *numbers)
+    return table
+
+
+def _mark(job: Job) -> str:
+    if job.finished:
+        return "[green]done[/]"
+    if job.failed:
+        return "[red]failed[/]"
+    return "[cyan]runs[/]" if job.process else "[dim]waits[/]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

@@ -1,0 +1,159 @@
+r"""The kinds of verifier: what each takes for the final answer, and how it compares.
+
+    kind     final answer                                                    compared
+    exact    after the last run of '#', else the last \boxed{}, else all     as stripped text
+    number   the same, but lacking both the last number of the text          as exact numbers
+    math     found by math-verify                                            as mathematics
+    python:package.module:function                                           by your function
+
+A verifier takes the completion's text and the reference answer. A completion that was cut off must not be verified:
+it has no final answer; that is the caller's to know.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, overload
+
+from luffy.errors import ConfigError
+from luffy.reward.answers import final_answer, final_numeral, numeral_value, reference_numeral
+
+MATH_TAIL = 10_000  # characters at the end of a completion in which `math` looks for the final answer
+SHOWN_CHARACTERS = 200  # of an extracted answer that a verdict carries
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier found out about one completion."""
+
+    correct: bool  # the final answer is the reference answer
+    extracted: str | None  # the final answer as the verifier understood it, shortened; None: there is none
+    failure: str | None = None  # why there is no real verdict: 'timeout', 'crash' or 'error: ...'; then never correct
+
+
+Verifier = Callable[[str, str], Verdict]  # (text of the completion, reference answer)
+RewardFunction = Callable[[str, str], Any]  # a user's: (text of the completion, reference answer) -> bool, or 1 or 0
+
+
+def verify_exact(completion_text: str, answer: str) -> Verdict:
+    """Compare the final answer with the reference as text, white space around them aside."""
+    extracted = final_answer(completion_text)
+    extracted = completion_text.strip() if extracted is None else extracted
+    return Verdict(extracted == answer.strip(), _shown(extracted))
+
+
+def verify_number(completion_text: str, answer: str) -> Verdict:
+    """Compare the final number with the reference as exact numbers: 1,000.0 is 1000, 0.5 is 1/2, $18 is 18.
+
+    A reference that is no number is a mistake in the data, hence a failure and not a wrong answer.
+    """
+    reference = reference_numeral(answer)
+    expected = numeral_value(reference) if reference is not None else None
+    if expected is None:
+        return Verdict(False, None, f"error: the reference answer {_shown(answer)!r} is not a number")
+    numeral = final_numeral(completion_text)
+    value = numeral_value(numeral) if numeral is not None else None
+    return Verdict(value == expected, _shown(numeral))
+
+
+def verify_math(completion_text: str, answer: str) -> Verdict:
+    """Compare the final answer with the reference as mathematics, by math-verify.
+
+    It has no time limit of its own: that of math-verify works by SIGALRM, which fails outside the main thread. Its
+    parser and sympy can take very long on odd input, so run it in a `VerifierPool`, whose deadline holds anywhere.
+    """
+    from math_verify import parse
+    from math_verify import verify as equal
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that there is no time limit
+    reference = answer if "$" in answer or "\\boxed" in answer else f"\\boxed{{{answer}}}"
+    expected = parse(reference, parsing_timeout=None)
+    if not expected:
+        return Verdict(False, None, f"error: math-verify cannot read the reference answer {_shown(answer)!r}")
+    found = parse(completion_text[-MATH_TAIL:], parsing_timeout=None)
+    correct = bool(found) and bool(equal(expected, found, timeout_seconds=None))
+    return Verdict(correct, _shown(next((item for item in reversed(found) if isinstance(item, str)), None)))
+
+
+VERIFIERS: dict[str, Verifier] = {"exact": verify_exact, "number": verify_number, "math": verify_math}
+
+
+def verify(kind: str | RewardFunction, completion_text: str, answer: str) -> Verdict:
+    """Verify one completion in this process, without a deadline.
+
+    kind: a name in `VERIFIERS`, `python:package.module:function`, or a function (completion_text, answer) -> bool.
+    A function that raises gives a verdict with a failure. Raises ConfigError for an unknown kind.
+    """
+    return grade(resolve_verifier(kind), completion_text, answer)
+
+
+def grade(verifier: Verifier, completion_text: str, answer: str) -> Verdict:
+    """The verdict of a verifier, or what it raised as the failure of a verdict."""
+    try:
+        return verifier(completion_text, answer)
+    except (Exception, SystemExit) as error:
+        return Verdict(False, None, _shown(f"error: {type(error).__name__}: {error}".removesuffix(": ")))
+
+
+def resolve_verifier(kind: str | RewardFunction) -> Verifier:
+    """The verifier of a kind. Raises ConfigError naming the nearest kind, or what a `python:` kind lacks."""
+    if callable(kind):
+        return functools.partial(_verify_by_function, kind)
+    if kind in VERIFIERS:
+        return VERIFIERS[kind]
+    if kind.startswith("python:"):
+        return functools.partial(_verify_by_function, _import_function(kind))
+    from luffy.config import nearest
+
+    known = ", ".join(VERIFIERS)
+    raise ConfigError(
+        f"reward.kind: unknown verifier {kind!r}.{nearest(kind, VERIFIERS)} "
+        f"Known: {known}, or your own function as python:package.module:function."
+    )
+
+
+def _verify_by_function(function: RewardFunction, completion_text: str, answer: str) -> Verdict:
+    reward = function(completion_text, answer)
+    if reward in (True, False):  # also 1, 0, 1.0, and the booleans of numpy
+        return Verdict(bool(reward), None)
+    return Verdict(False, None, _shown(f"error: the reward function returned {reward!r}, expected True, False, 1 or 0"))
+
+
+@functools.cache
+def _import_function(kind: str) -> RewardFunction:
+    """The function that `python:package.module:function` names; modules in the current folder are found too."""
+    from luffy.config import nearest
+
+    module_name, separator, name = kind.removeprefix("python:").partition(":")
+    if not separator or not module_name or not name:
+        raise ConfigError(f"reward.kind: {kind!r} is not of the form python:package.module:function.")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(f"reward.kind: cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if function is None:
+        hint = nearest(name, (known for known in vars(module) if callable(getattr(module, known))))
+        raise ConfigError(f"reward.kind: {module_name!r} has no function {name!r}.{hint}")
+    if not callable(function):
+        raise ConfigError(f"reward.kind: {name!r} of {module_name!r} is not a function.")
+    return function  # type: ignore[no-any-return]
+
+
+@overload
+def _shown(text: str) -> str: ...
+@overload
+def _shown(text: str | None) -> str | None: ...
+def _shown(text: str | None) -> str | None:
+    """The text, shortened to what a message or a table can show."""
+    if text is None or len(text) <= SHOWN_CHARACTERS:
+        return text
+    return text[: SHOWN_CHARACTERS - 1] + "…"

@@ -1,0 +1,42 @@
+"""What every rollout engine promises: prompts in, completions out, and new weights when the policy has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from luffy.types import Completion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn."""
+
+    max_tokens: int  # a completion of this many tokens that has not ended is cut off
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0  # smallest set of most likely tokens that holds this much probability
+    seed: int = 0  # same seed, same prompts, same weights: same completions
+
+
+class Engine(Protocol):
+    """Turns prompts into completions under the current policy."""
+
+    def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
+        """Draw n completions for each prompt, in the order of the prompts.
+
+        The log-probs are those of the policy at the sampling temperature, before any top-p truncation (at temperature
+        0: at temperature 1), so that they equal the trainer's.
+        """
+        ...
+
+    def update_weights(self, policy: PreTrainedModel) -> None:
+        """Generate with the weights of `policy` from now on."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        ...

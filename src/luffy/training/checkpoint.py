@@ -1,0 +1,122 @@
+"""Checkpoints: enough to continue a run as if it had never stopped.
+
+    RUN/checkpoints/step-000050/model/               a Hugging Face folder
+    RUN/checkpoints/step-000050/optimizer.safetensors  AdamW's moments
+    RUN/checkpoints/step-000050/state.json             step, counters; written last
+
+Random numbers need no state: what is drawn in a step follows from seed and step. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luffy.errors import RunError
+from luffy.policy import LoadedModel
+from luffy.training.learner import Learner
+from luffy.training.run_folder import write_folder_atomically
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0  # steps done, over all phases
+    tokens_trained: int = 0
+    tokens_generated: int = 0
+    seconds: float = 0.0
+    verifier_failures: int = 0
+
+
+def save_checkpoint(run: Path, loaded: LoadedModel, learner: Learner, progress: Progress, keep: int) -> None:
+    """Write `checkpoints/step-N`, then remove all but the newest `keep`.
+
+    Raises RunError when it cannot be written; earlier checkpoints are then untouched.
+    """
+
+    def fill(folder: Path) -> None:
+        save_model(folder / "model", loaded)
+        save_file(_moments(learner.optimizer), folder / "optimizer.safetensors")
+        (folder / "state.json").write_text(json.dumps(asdict(progress)))
+
+    folder = run / "checkpoints" / f"step-{progress.step:06d}"
+    try:
+        write_folder_atomically(folder, fill)
+    except Exception as error:  # safetensors reports a full disk by an error of its own
+        if not _is_disk_trouble(error):
+            raise
+        previous = find_checkpoint(run)
+        kept = f"The last good checkpoint is {previous}." if previous else "There is no earlier checkpoint."
+        raise RunError(f"{folder}: the checkpoint could not be written ({error}). {kept}") from None
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+
+
+def save_model(folder: Path, loaded: LoadedModel) -> None:
+    """Write model and tokenizer as a Hugging Face folder."""
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path for path in run.glob("checkpoints/step-??????") if (path / "state.json").is_file())
+
+
+def find_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    found = list_checkpoints(run)
+    return found[-1] if found else None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """The counters of a checkpoint. Raises RunError when they cannot be read."""
+    try:
+        return Progress(**json.loads((checkpoint / "state.json").read_text()))
+    except (ValueError, TypeError, OSError) as error:
+        raise RunError(f"{checkpoint}: cannot be read ({error}). Delete it to use the one before.") from None
+
+
+def load_weights(checkpoint: Path, loaded: LoadedModel) -> None:
+    """Put the weights of a checkpoint into the model."""
+    from transformers import AutoModelForCausalLM
+
+    saved = AutoModelForCausalLM.from_pretrained(
+        checkpoint / "model", dtype=loaded.model.dtype, use_safetensors=True, local_files_only=True
+    )
+    loaded.model.load_state_dict(saved.state_dict())
+
+
+def load_optimizer(checkpoint: Path, learner: Learner) -> None:
+    """Put AdamW's moments of a checkpoint into the learner's optimizer."""
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    for index, parameter in enumerate(_parameters(learner.optimizer)):
+        names = ("step", "exp_avg", "exp_avg_sq")
+        if f"{index}.step" not in moments:
+            continue
+        learner.optimizer.state[parameter] = {
+            name: moments[f"{index}.{name}"].to("cpu" if name == "step" else parameter.device) for name in names
+        }
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value.detach().cpu().contiguous()
+        for index, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _is_disk_trouble(error: Exception) -> bool:
+    return isinstance(error, OSError) or "No space left" in str(error) or "I/O error" in str(error)

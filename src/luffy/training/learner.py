@@ -1,0 +1,321 @@
+"""The learner: groups in, a better policy out.
+
+What an optimizer step learns from is divided by one normaliser over all its rows, whatever micro-batches they are
+computed in: K micro-batches equal one batch exactly, for reinforcement and for supervised learning alike. Means of
+means over micro-batches, a published defect of SFT baselines (arXiv 2604.23747), cannot arise.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss, token_weights, truncated_importance_weights
+from luffy.config import Config
+from luffy.errors import RunError
+from luffy.policy import LoadedModel, Scorer, TokenScores, padding_fraction, split_by_budget
+from luffy.training.schedule import learning_rate
+from luffy.types import Group, Rollout
+
+Metrics = dict[str, float]
+BAD_STEPS_IN_A_ROW = 3
+
+
+@dataclass(slots=True)
+class Row:
+    """A rollout as the update needs it: its advantage and its share of the loss."""
+
+    rollout: Rollout
+    advantage: float
+    weight: float  # 1/Z of each of its tokens
+    supervised: bool = False  # trained by likelihood rather than by advantage
+    old_logprobs: Tensor | None = None  # [tokens], of the policy before the first of several updates
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.rollout.prompt_ids) + len(self.rollout.completion_ids)
+
+
+class Learner:
+    """Holds the policy, its optimizer, and takes optimizer steps."""
+
+    def __init__(self, loaded: LoadedModel, config: Config) -> None:
+        """The optimizer is made anew by `start_phase`."""
+        self.config = config
+        self.method = METHODS[config.method]
+        self.policy = loaded.model
+        self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
+        self.scorer = self._scorer(loaded)
+        self.reference = self._reference(loaded) if config.objective.kl_coefficient else None
+        self.tokens_trained = 0
+        self.skipped_in_a_row = 0
+        self.phase_begin = -1  # no phase has begun
+
+    def start_phase(self, phase: Phase, begin: int, steps: int) -> None:
+        """Begin a phase of `steps` steps, after `begin` steps of other phases, with a fresh optimizer and schedule."""
+        settings = self.config.optimizer
+        self.peak = settings.learning_rate if phase == "rl" else self.config.sft.learning_rate
+        self.phase, self.phase_begin, self.phase_steps = phase, begin, steps
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
+            lr=self.peak,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.module, self.optimizer = self.accelerator.prepare(self.scorer, optimizer)
+
+    def update(self, groups: Sequence[Group], step: int) -> Metrics:
+        """Reinforcement: learn from groups whose advantages are assigned. step: from 0 within the phase."""
+        count = self.config.updates_per_step
+        batches = [
+            self._reinforcement_rows(groups[len(groups) * k // count : len(groups) * (k + 1) // count])
+            for k in range(count)
+        ]
+        if count > 1:
+            self._remember_old_logprobs([row for batch in batches for row in batch])
+        return self._steps(batches, step)
+
+    def imitate(self, traces: Sequence[Rollout], step: int) -> Metrics:
+        """Supervised learning: every token of the traces weighs the same. step: from 0 within the phase."""
+        return self._steps([self._supervised_rows(traces, coefficient=1.0)], step)
+
+    # -- which rows an optimizer step learns from, and with which weights
+
+    def _reinforcement_rows(self, groups: Sequence[Group]) -> list[Row]:
+        members = [pair for group in groups for pair in zip(group.rollouts, group.advantages, strict=True)]
+        supervised = self.method.traces == "supervised"
+        reinforced = [(rollout, advantage) for rollout, advantage in members if not (supervised and rollout.off_policy)]
+        weights = self._weights([rollout for rollout, _ in reinforced], self.config.objective.normalization)
+        rows = [
+            Row(rollout, advantage, weight)
+            for (rollout, advantage), weight in zip(reinforced, weights, strict=True)
+            if self._contributes(advantage)
+        ]
+        if supervised:
+            traces = [rollout for rollout, _ in members if rollout.off_policy]
+            rows += self._supervised_rows(traces, self.config.objective.sft_coefficient)
+        return rows
+
+    def _contributes(self, advantage: float) -> bool:
+        """Without entropy bonus and KL term, a rollout of advantage 0 has gradient 0: it need not be computed."""
+        objective = self.config.objective
+        return advantage != 0 or objective.entropy_coefficient > 0 or objective.kl_coefficient > 0
+
+    def _supervised_rows(self, traces: Sequence[Rollout], coefficient: float) -> list[Row]:
+        weights = self._weights(traces, "token")
+        return [
+            Row(trace, 0.0, coefficient * weight, supervised=True)
+            for trace, weight in zip(traces, weights, strict=True)
+        ]
+
+    def _weights(self, rollouts: Sequence[Rollout], normalization: str) -> list[float]:
+        """1/Z for the tokens of each rollout, over all of them."""
+        if not rollouts:
+            return []
+        lengths = torch.tensor([len(rollout.completion_ids) for rollout in rollouts])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        limit = self.config.rollout.max_tokens
+        weights = token_weights(mask.double(), normalization=normalization, max_length=limit)
+        return [float(weight) for weight in weights.amax(dim=1)]
+
+    # -- optimizer steps
+
+    def _steps(self, batches: Sequence[list[Row]], step: int) -> Metrics:
+        started, tokens_before = time.perf_counter(), self.tokens_trained
+        totals: dict[str, float] = defaultdict(float)
+        for rows in batches:
+            for name, value in self._optimizer_step(rows, step).items():
+                totals[name] += value
+        metrics = _summarise(totals, len(batches))
+        if self.tokens_trained > tokens_before:
+            seconds = time.perf_counter() - started
+            metrics["perf/tokens_per_second"] = (self.tokens_trained - tokens_before) / seconds
+        metrics["optimizer/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        return metrics
+
+    def _optimizer_step(self, rows: Sequence[Row], step: int) -> dict[str, float]:
+        """One optimizer step on all rows, in micro-batches. Returns sums over its tokens."""
+        self.policy.train(self.config.policy.gradient_checkpointing)
+        totals: dict[str, float] = defaultdict(float)
+        lengths = [row.length for row in rows]
+        micro_batches = split_by_budget(lengths, self.config.policy.token_budget)
+        for indices in micro_batches:
+            loss, stats = self._loss([rows[index] for index in indices])
+            self.accelerator.backward(loss)
+            totals["loss"] += loss.item()
+            for name, value in stats.items():
+                totals[name] += value
+        totals["padding_fraction"] = padding_fraction(lengths, micro_batches)
+        self.tokens_trained += sum(lengths)
+        totals |= self._apply_gradient(step, totals["loss"])
+        self.policy.eval()
+        return totals
+
+    def _apply_gradient(self, step: int, loss: float) -> dict[str, float]:
+        settings = self.config.optimizer
+        sft = self.config.sft
+        schedule, warmup = (
+            (settings.schedule, settings.warmup_steps) if self.phase == "rl" else (sft.schedule, sft.warmup_steps)
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step, peak=self.peak, schedule=schedule, warmup_steps=warmup, steps=self.phase_steps
+            )
+        for parameter in self.policy.parameters():  # no row may have contributed: a gradient of zero, not of None
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), settings.max_gradient_norm))
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
+            raise RunError(
+                f"loss or gradient was not finite in {BAD_STEPS_IN_A_ROW} updates in a row, so the run stops. "
+                "Lower optimizer.learning_rate, or look at the last rollouts."
+            )
+        return {"gradient_norm": norm, "skipped": 0.0} if finite else {"skipped": 1.0}
+
+    # -- the loss of a micro-batch
+
+    def _loss(self, rows: Sequence[Row]) -> tuple[Tensor, dict[str, float]]:
+        scores = self._score(rows)
+        supervised = _per_token(rows, [row.supervised for row in rows], scores.logprobs).bool()
+        off_policy = _per_token(rows, [row.rollout.off_policy for row in rows], scores.logprobs).bool()
+        weights = _per_token(rows, [row.weight for row in rows], scores.logprobs)
+        old, importance = self._behavior(rows, scores.logprobs.detach(), off_policy)
+        objective = self.config.objective
+        loss, stats = policy_loss(
+            scores.logprobs,
+            old,
+            _per_token(rows, [row.advantage for row in rows], scores.logprobs),
+            off_policy,
+            ~supervised,
+            shaping=objective.shaping or self.method.shaping,
+            sampled_shaping=self.method.sampled_shaping,
+            gamma=objective.gamma,
+            exponent=objective.exponent,
+            clip_range=objective.clip_range if self.method.clip else None,
+            normalization=objective.normalization,
+            max_length=self.config.rollout.max_tokens,
+            weights=weights,
+            entropy=scores.entropy if objective.entropy_coefficient else None,
+            entropy_coefficient=objective.entropy_coefficient,
+            reference_logprobs=self._reference_logprobs(rows),
+            kl_coefficient=objective.kl_coefficient,
+            importance_weights=importance,
+        )
+        if supervised.any():
+            loss = loss + supervised_loss(scores.logprobs, supervised, weights=weights)
+        return loss, stats | self._observed(rows, scores.logprobs.detach(), off_policy)
+
+    def _score(self, rows: Sequence[Row], scorer: Any = None, *, entropy_gradient: bool | None = None) -> TokenScores:
+        wanted = self.config.objective.entropy_coefficient > 0 if entropy_gradient is None else entropy_gradient
+        scores: TokenScores = (scorer or self.module)(
+            [row.rollout.prompt_ids for row in rows],
+            [row.rollout.completion_ids for row in rows],
+            temperature=1.0 if self.phase == "sft" else self.config.rollout.temperature,
+            entropy_gradient=wanted,
+        )
+        return scores
+
+    def _behavior(self, rows: Sequence[Row], current: Tensor, off_policy: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log-probs [tokens] of the policy that wrote each token, and truncated importance weights if asked for.
+
+        With one update a batch, the sampling policy is the current one: its log-probs are the detached current ones,
+        free of the engine's rounding. With several, those of the engine, or of a pass before the first update.
+        """
+        engine = _engine_logprobs(rows, current)
+        cap = self.config.objective.importance_cap
+        if self.config.updates_per_step == 1:
+            sampled = current
+        elif cap is not None:
+            sampled = torch.cat([row.old_logprobs for row in rows if row.old_logprobs is not None]).to(current)
+        else:
+            sampled = engine
+        weights = None if cap is None else truncated_importance_weights(sampled, engine, cap)
+        return torch.where(off_policy, engine, sampled), weights
+
+    @torch.no_grad()
+    def _remember_old_logprobs(self, rows: Sequence[Row]) -> None:
+        """One pass before the first of several updates, where truncated importance sampling needs it."""
+        if self.config.objective.importance_cap is None:
+            return
+        for indices in split_by_budget([row.length for row in rows], self.config.policy.token_budget):
+            batch = [rows[index] for index in indices]
+            logprobs = self._score(batch, entropy_gradient=False).logprobs
+            parts = logprobs.split([len(row.rollout.completion_ids) for row in batch])
+            for row, part in zip(batch, parts, strict=True):
+                row.old_logprobs = part
+
+    @torch.no_grad()
+    def _reference_logprobs(self, rows: Sequence[Row]) -> Tensor | None:
+        if self.reference is None:
+            return None
+        return self._score(rows, self.reference, entropy_gradient=False).logprobs
+
+    @staticmethod
+    def _observed(rows: Sequence[Row], current: Tensor, off_policy: Tensor) -> dict[str, float]:
+        """Sums over tokens that the metrics are made of, beside those of the loss."""
+        engine = _engine_logprobs(rows, current)
+        gap = (current - engine).abs()[~off_policy]
+        return {
+            "observed_sampled_tokens": float(gap.numel()),
+            "engine_gap": float(gap.sum()),
+            "observed_trace_tokens": float(off_policy.sum()),
+            "trace_probability_seen": float(current[off_policy].exp().sum()),
+        }
+
+    # -- construction
+
+    def _scorer(self, loaded: LoadedModel) -> Scorer:
+        return Scorer(
+            loaded.model,
+            pad_id=loaded.pad_id,
+            chunk_elements=self.config.policy.chunk_elements,
+            autocast=self.config.policy.autocast,
+        )
+
+    def _reference(self, loaded: LoadedModel) -> Scorer:
+        frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
+        return self._scorer(replace(loaded, model=frozen))
+
+
+def _per_token(rows: Sequence[Row], values: Sequence[float], like: Tensor) -> Tensor:
+    """Repeat a value of each row over its completion's tokens. [tokens]."""
+    lengths = torch.tensor([len(row.rollout.completion_ids) for row in rows])
+    return torch.tensor(values, dtype=like.dtype).repeat_interleave(lengths).to(like.device)
+
+
+def _engine_logprobs(rows: Sequence[Row], like: Tensor) -> Tensor:
+    """The recorded behaviour log-probs of all rows, one after the other. [tokens]."""
+    return torch.tensor([value for row in rows for value in row.rollout.behavior_logprobs]).to(like)
+
+
+def _summarise(totals: dict[str, float], updates: int) -> Metrics:
+    """Sums over the optimizer steps of a batch as metrics; what was not measured is absent."""
+    metrics = {
+        "update/loss": totals["loss"] / updates,
+        "update/skipped": totals["skipped"],
+        "perf/padding_fraction": totals["padding_fraction"] / updates,
+    }
+    if "gradient_norm" in totals:
+        metrics["update/gradient_norm"] = totals["gradient_norm"] / (updates - totals["skipped"])
+    if totals.get("observed_trace_tokens"):
+        metrics["guidance/trace_probability"] = totals["trace_probability_seen"] / totals["observed_trace_tokens"]
+    if totals.get("observed_sampled_tokens"):
+        metrics["policy/engine_gap"] = totals["engine_gap"] / totals["observed_sampled_tokens"]
+        metrics["update/clipped"] = totals.get("clipped_tokens", 0.0) / totals["observed_sampled_tokens"]
+    return metrics

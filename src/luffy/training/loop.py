@@ -1,0 +1,84 @@
+"""The training loop, in the paper's words.
+
+    draw problems -> collect groups (own rollouts, joined by traces) -> assign advantages -> update -> synchronise -> log
+
+In an SFT phase a step imitates traces instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from luffy.config import Config
+from luffy.data import LoadedProblems, load_training_problems
+from luffy.reward import VerifierPool
+from luffy.training.clock import Clock
+from luffy.training.groups import assign_advantages, collect_groups
+from luffy.training.interrupt import Interrupt
+from luffy.training.run import OnStep, Run
+from luffy.training.run_folder import RunFolder, RunSummary
+from luffy.types import Group, Problem
+
+logger = logging.getLogger(__name__)
+
+Reward = Callable[[str, str], bool | float]
+
+
+def train(
+    config: Config,
+    *,
+    problems: Sequence[Problem] | None = None,
+    reward: Reward | None = None,
+    on_step: OnStep | None = None,
+) -> RunSummary:
+    """Train the policy as configured; go on where an earlier start in the same folder stopped.
+
+    problems: the training problems instead of `data.train`. reward: a function of (completion, answer) instead of the
+    configured verifier; above 0.5 counts as correct. on_step: called after each step with its number, the number of
+    steps in all, and its metrics.
+    Returns the summary that is also in `RUN/summary.json`. Raises LuffyError for anything that is the user's to resolve.
+    """
+    source = load_training_problems(config.data) if problems is None else LoadedProblems.of(problems)
+    folder = RunFolder(config, digest=source.digest)
+    try:
+        settings = config.reward
+        with VerifierPool(reward or settings.kind, workers=settings.workers, deadline=settings.deadline) as pool:
+            run = Run(config, folder, source, pool, on_step)
+            return run.finished_summary() or _train(run)
+    finally:
+        folder.close()
+
+
+def _train(run: Run) -> RunSummary:
+    """The loop."""
+    run.prepare()
+    with Interrupt() as interrupt:
+        for step in run.steps_left():
+            clock = Clock()
+            groups: list[Group] = []
+            if step.phase == "sft":
+                traces = run.draw_traces(step)
+                with clock("update"):
+                    update = run.learner.imitate(traces, step.index)
+            else:
+                problems = run.draw_problems(step)
+                groups = collect_groups(
+                    problems,
+                    engine=run.engine,
+                    verify=run.verify,
+                    tokenizer=run.loaded.tokenizer,
+                    method=run.method,
+                    config=run.config,
+                    step=step.number,
+                    clock=clock,
+                )
+                assign_advantages(groups, run.method, run.config)
+                with clock("update"):
+                    update = run.learner.update(groups, step.index)
+                with clock("synchronise"):
+                    run.engine.update_weights(run.learner.policy)
+            run.record(step, groups, update | clock.metrics())
+            if interrupt.requested:
+                return run.stop(interrupt.reason)
+    return run.finish()

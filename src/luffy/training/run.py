@@ -1,0 +1,266 @@
+"""A run while it lasts: its parts, how far it has come, and what it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luffy.algorithm import METHODS, Phase
+from luffy.config import Config
+from luffy.data import EncodedProblem, LoadedProblems, prepare_problems
+from luffy.errors import DataError, RunError
+from luffy.evaluation import Benchmark, load_benchmarks, measure
+from luffy.policy import LoadedModel, load_model
+from luffy.reward import VerifierPool
+from luffy.rollout import Engine, TransformersEngine
+from luffy.training.card import model_card
+from luffy.training.checkpoint import (
+    Progress,
+    find_checkpoint,
+    load_optimizer,
+    load_weights,
+    read_progress,
+    save_checkpoint,
+    save_model,
+)
+from luffy.training.groups import draw, trace_rollout
+from luffy.training.learner import Learner
+from luffy.training.metrics import group_metrics, rollout_records
+from luffy.training.run_folder import RunFolder, RunSummary, write_folder_atomically
+from luffy.types import Group, Rollout
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[int, int, dict[str, Any]], None]  # step, steps in all, metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step of the run and where it lies in its phase."""
+
+    number: int  # from 1, over all phases
+    phase: Phase
+    index: int  # from 0, within the phase
+
+
+class Run:
+    """A run while it lasts: its parts, its progress, and what it leaves behind."""
+
+    def __init__(
+        self, config: Config, folder: RunFolder, source: LoadedProblems, pool: VerifierPool, on_step: OnStep | None
+    ) -> None:
+        self.config, self.folder, self.pool, self.on_step = config, folder, pool, on_step
+        self.method = METHODS[config.method]
+        self.source = source
+        self.evaluations: dict[str, dict[str, Any]] = {}
+
+    # -- before the first step
+
+    def finished_summary(self) -> RunSummary | None:
+        """The summary of this run if it has already come to its end."""
+        summary = self.folder.summary()
+        if summary and summary.status == "finished" and summary.steps >= self.total_steps:
+            logger.info("%s: this run is already finished (%d steps).", self.folder.path, summary.steps)
+            return summary
+        return None
+
+    def phases(self) -> list[tuple[Phase, int, int]]:
+        """Each phase with the number of steps before it and its own; the last one takes `steps`."""
+        lengths = [self.config.sft.steps] * (len(self.method.phases) - 1) + [self.config.steps]
+        return [(phase, sum(lengths[:place]), lengths[place]) for place, phase in enumerate(self.method.phases)]
+
+    @property
+    def total_steps(self) -> int:
+        """Steps over all phases."""
+        return sum(steps for _, _, steps in self.phases())
+
+    def prepare(self) -> None:
+        """Load model, data and benchmarks; take up the newest checkpoint, or evaluate the base."""
+        config = self.config
+        self.started = time.perf_counter()
+        self.loaded: LoadedModel = load_model(config.model, config.policy)
+        self.problems, self.traces = self._prepare_problems()
+        self.benchmarks: list[Benchmark] = load_benchmarks(
+            config.evaluation.benchmarks,
+            self.loaded.tokenizer,
+            template=config.data.template,
+            limit=config.evaluation.limit,
+        )
+        self.engine: Engine = TransformersEngine(
+            self.loaded.model,
+            eos_ids=self.loaded.eos_ids,
+            pad_id=self.loaded.pad_id,
+            batch_tokens=config.rollout.batch_tokens,
+        )
+        self.learner = Learner(self.loaded, config)
+        self.progress = Progress()
+        self.checkpoint = find_checkpoint(self.folder.path)
+        if self.checkpoint is None:
+            self.folder.cut_after(-1)
+            self._evaluate(self.benchmarks)
+        else:
+            self.progress = read_progress(self.checkpoint)
+            load_weights(self.checkpoint, self.loaded)
+            self.learner.tokens_trained = self.progress.tokens_trained
+            self.folder.cut_after(self.progress.step)
+            logger.info("%s: going on after step %d.", self.folder.path, self.progress.step)
+        self.seconds_before = self.progress.seconds
+
+    def steps_left(self) -> Iterator[Step]:
+        """The steps not yet done; each phase begins with an optimizer of its own."""
+        for phase, before, steps in self.phases():
+            for index in range(max(0, self.progress.step - before), steps):
+                if self.learner.phase_begin != before:
+                    self.learner.start_phase(phase, before, steps)
+                    if index > 0 and self.checkpoint is not None:
+                        load_optimizer(self.checkpoint, self.learner)
+                yield Step(before + index + 1, phase, index)
+
+    def draw_problems(self, step: Step) -> list[EncodedProblem]:
+        """The problems of a reinforcement step."""
+        return draw(self.problems, step.index, self.config.problems_per_step, "problems", self.config.seed)
+
+    def draw_traces(self, step: Step) -> list[Rollout]:
+        """The traces of a supervised step."""
+        drawn = draw(self.traces, step.index, self.config.sft.batch_size, "traces", self.config.seed)
+        return [trace_rollout(problem, trace) for problem, trace in drawn]
+
+    def _prepare_problems(self) -> tuple[list[EncodedProblem], list[tuple[EncodedProblem, Any]]]:
+        data = self.config.data
+        prepared = prepare_problems(
+            self.source,
+            self.loaded.tokenizer,
+            template=data.template,
+            max_prompt_tokens=data.max_prompt_tokens,
+            max_completion_tokens=self.config.rollout.max_tokens,
+            verify=self.pool.verify_all,
+            on_long_prompt=data.on_long_prompt,
+            on_bad_trace=data.on_bad_trace,
+            on_long_trace=data.on_long_trace,
+        )
+        for line in prepared.report.lines():
+            logger.warning(line)
+        if not prepared.problems:
+            raise DataError(f"{data.train}: no problem is left to train on.")
+        traces = [(problem, trace) for problem in prepared.problems for trace in problem.traces]
+        if self.method.learns_from_traces and not traces:
+            raise DataError(
+                f"{data.train}: method {self.config.method!r} learns from traces, and no problem has one that can be "
+                "used. Add `traces` to the rows, or train with method=on_policy."
+            )
+        return prepared.problems, traces
+
+    # -- around a step
+
+    def verify(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+        """Grade, and stop the run when too much of a step cannot be graded."""
+        verdicts = self.pool.verify_all(pairs)
+        failures = [verdict.failure for verdict in verdicts if verdict.failure is not None]
+        self.progress.verifier_failures += len(failures)
+        if len(failures) > max(1, self.config.reward.max_failures * len(verdicts)):
+            raise RunError(
+                f"the verifier failed on {len(failures)} of {len(verdicts)} completions of a step (first: {failures[0]}). "
+                "Correct the reward function or raise reward.deadline or reward.max_failures."
+            )
+        return verdicts
+
+    def record(self, step: Step, groups: Sequence[Group], update: dict[str, Any]) -> None:
+        """Write the step's metrics and, now and then, its rollouts."""
+        generated = sum(
+            len(rollout.completion_ids) for group in groups for rollout in group.rollouts if not rollout.off_policy
+        )
+        self.progress.step = step.number
+        self.progress.tokens_generated += generated
+        self.progress.tokens_trained = self.learner.tokens_trained
+        metrics = {"phase": step.phase} | (group_metrics(groups) if groups else {}) | update
+        metrics |= {
+            "tokens/trained": self.progress.tokens_trained,
+            "tokens/generated": self.progress.tokens_generated,
+        }
+        self.folder.append_metrics(step.number, metrics)
+        every = self.config.rollouts_every
+        if groups and every and step.number % every == 0:
+            self.folder.write_rollouts(step.number, rollout_records(groups, self.loaded.tokenizer))
+        self._evaluate_and_save(step.number)
+        if self.on_step:
+            self.on_step(step.number, self.total_steps, metrics)
+
+    def _evaluate_and_save(self, number: int) -> None:
+        """What is due after a step."""
+        settings = self.config.evaluation
+        if settings.every and number % settings.every == 0 and number < self.total_steps:
+            self._evaluate([one for one in self.benchmarks if one.given in settings.watch])
+        self.progress.seconds = self.seconds_before + time.perf_counter() - self.started
+        every = self.config.checkpoint_every
+        phase_ends = {before + steps for _, before, steps in self.phases()}
+        if number in phase_ends or (every and number % every == 0):
+            self._save_checkpoint()
+
+    def _evaluate(self, benchmarks: Sequence[Benchmark]) -> None:
+        settings = self.config.evaluation
+        for benchmark in benchmarks:
+            result = measure(
+                benchmark,
+                engine=self.engine,
+                verify=self.pool.verify_all,
+                tokenizer=self.loaded.tokenizer,
+                temperature=settings.temperature,
+                max_tokens=settings.max_tokens or self.config.rollout.max_tokens,
+            )
+            self.folder.write_generations(self.progress.step, benchmark.name, result.generations)
+            self.folder.append_evaluation(
+                {
+                    "step": self.progress.step,
+                    "tokens/trained": self.progress.tokens_trained,
+                    "tokens/generated": self.progress.tokens_generated,
+                    "set": benchmark.name,
+                }
+                | result.metrics()
+            )
+            self.evaluations[benchmark.name] = {
+                name: value for name, value in result.metrics().items() if name.startswith("avg@")
+            }
+
+    def _save_checkpoint(self) -> None:
+        save_checkpoint(
+            self.folder.path, self.loaded, self.learner, self.progress, keep=self.config.keep_checkpoints
+        )
+
+    # -- at the end
+
+    def stop(self, reason: str) -> RunSummary:
+        """Leave a checkpoint to go on from."""
+        self._save_checkpoint()
+        logger.warning("stopped after step %d (%s); the same command goes on from there.", self.progress.step, reason)
+        return self._summarise("stopped")
+
+    def finish(self) -> RunSummary:
+        """Evaluate, and leave the trained model."""
+        self._evaluate(self.benchmarks)
+        self.progress.seconds = self.seconds_before + time.perf_counter() - self.started
+        write_folder_atomically(self.folder.path / "model", self._fill_model)
+        return self._summarise("finished")
+
+    def _fill_model(self, folder: Path) -> None:
+        save_model(folder, self.loaded)
+        (folder / "README.md").write_text(model_card(self.config, self.progress, self.evaluations), encoding="utf-8")
+
+    def _summarise(self, status: str) -> RunSummary:
+        summary = RunSummary(
+            method=self.config.method,
+            seed=self.config.seed,
+            status=status,
+            steps=self.progress.step,
+            seconds=round(self.progress.seconds, 3),
+            tokens={"trained": self.progress.tokens_trained, "generated": self.progress.tokens_generated},
+            evaluations=self.evaluations,
+            output=str(self.folder.path),
+        )
+        self.folder.write_summary(summary)
+        return summary
+
+

@@ -1,0 +1,231 @@
+"""The folder of a run: what is written, where, and how a started run is found again.
+
+    RUN/config.yaml  metrics.jsonl  evaluations.jsonl  evaluations/  rollouts/  checkpoints/  model/  summary.json
+
+Files are written beside and renamed, so that a reader never sees half of one. On resume, whatever belongs to steps
+after the checkpoint is cut, so that no step appears twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from luffy.config import Config, flatten
+from luffy.errors import RunError
+
+# What may differ between the starts of one run: it does not change what the steps before it computed.
+FREE_KEYS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "rollouts_every", "evaluation.", "methods")
+LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "luffy-rl")
+
+
+@dataclass(slots=True)
+class RunSummary:
+    """What a run came to; written to `summary.json`."""
+
+    method: str
+    seed: int
+    status: str  # running, stopped, failed, finished
+    steps: int
+    seconds: float
+    tokens: dict[str, int]  # trained, generated
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    output: str = ""
+
+
+class RunFolder:
+    """Opens, locks and writes one run folder."""
+
+    def __init__(self, config: Config, *, digest: str) -> None:
+        """digest: of the training data. Raises RunError when the folder holds another run or is in use."""
+        self.path = Path(config.output)
+        self.config = config
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = self._acquire_lock()
+            self._check_or_write_config(digest)
+        except OSError as error:
+            raise RunError(f"{self.path}: the run folder cannot be written ({error.strerror or error}).") from None
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluations_file(self) -> Path:
+        """One JSON object an evaluated set and step."""
+        return self.path / "evaluations.jsonl"
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._lock.close()
+
+    def summary(self) -> RunSummary | None:
+        """The summary of an earlier start, if there is one."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        try:
+            return RunSummary(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{path}: cannot be read ({error}). Delete it to let the run go on.") from None
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Replace `summary.json`."""
+        write_atomically(self.path / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+
+    def append_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Add a line to `metrics.jsonl`."""
+        append_line(self.metrics_file, {"step": step} | dict(metrics))
+
+    def append_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Add a line to `evaluations.jsonl`, in the place of one of the same step and set."""
+        before = read_lines(self.evaluations_file) if self.evaluations_file.exists() else []
+        others = [line for line in before if (line["step"], line["set"]) != (record["step"], record["set"])]
+        write_lines(self.evaluations_file, [*others, record])
+
+    def write_rollouts(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write `rollouts/step-N.jsonl`, a group a line."""
+        write_lines(self.path / "rollouts" / f"step-{step:06d}.jsonl", records)
+
+    def write_generations(self, step: int, benchmark: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """Write `evaluations/step-N/SET.jsonl`, a problem a line."""
+        write_lines(self.path / "evaluations" / f"step-{step:06d}" / f"{benchmark.replace('/', '-')}.jsonl", records)
+
+    def cut_after(self, step: int) -> None:
+        """Remove what belongs to steps after `step`."""
+        for path in (self.metrics_file, self.evaluations_file):
+            if path.exists():
+                kept = [line for line in read_lines(path) if line["step"] <= step]
+                write_lines(path, kept)
+        for path in [*self.path.glob("rollouts/step-*.jsonl"), *self.path.glob("evaluations/step-*")]:
+            if int(path.stem.split("-")[1]) > step:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _acquire_lock(self) -> IO[str]:
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{self.path}: another process is training in this run folder.") from None
+        return lock
+
+    def _check_or_write_config(self, digest: str) -> None:
+        path = self.path / "config.yaml"
+        record = {
+            "config": self.config.model_dump(mode="json"),
+            "data_digest": digest,
+            "versions": library_versions(),
+            "hardware": hardware(),
+        }
+        if path.exists():
+            self._refuse_other_run(path, digest)
+        write_atomically(path, yaml.safe_dump(record, sort_keys=False))
+
+    def _refuse_other_run(self, path: Path, digest: str) -> None:
+        try:
+            earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
+            before = flatten(Config.model_validate(earlier["config"]))
+        except (yaml.YAMLError, ValueError, KeyError, TypeError):
+            raise RunError(f"{path}: cannot be read as the configuration of a run. Choose another output=.") from None
+        now = flatten(self.config)
+        differing = [key for key in now if now[key] != before[key] and not key.startswith(FREE_KEYS)]
+        if differing:
+            key = differing[0]
+            raise RunError(
+                f"{self.path} holds a run of another configuration: {', '.join(differing[:6])} differ "
+                f"({key}: {before[key]!r} there, {now[key]!r} here). Choose another output= or delete the folder."
+            )
+        if earlier.get("data_digest") != digest:
+            raise RunError(f"{self.path} holds a run on other data: {self.config.data.train} has changed since.")
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole JSON lines of a file; a last line cut off by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            records.append(json.loads(line))
+    return records
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file in one go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside, flush to disk, rename."""
+    beside = path.with_name(path.name + ".part")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a folder beside, flush its files, then put it in the place of `path`."""
+    beside = path.with_name(path.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        fill(beside)
+        for file in beside.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        shutil.rmtree(path, ignore_errors=True)
+        beside.rename(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, its cores, and the GPU if there is one."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
