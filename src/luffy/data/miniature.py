@@ -51,7 +51,8 @@ class Chain:
 
     def working(self, style: str = "base") -> str:
         """The working-out that ends in the answer; `style` is one of `STYLES`."""
-        before, steps = self.start, []
+        before = self.start
+        steps: list[str] = []
         for (sign, operand), value in zip(self.operations, self.values, strict=True):
             left = f"{before:02d}" if style == "teacher" or not steps else ""
             steps.append(f"{left}{sign}{operand}={value:02d}")
@@ -154,11 +155,12 @@ def in_teachers_style(completion: str) -> bool:
     return "," in completion
 
 
-def corpus_document(generator: random.Random) -> str:
+def corpus_document(generator: random.Random, *, worked_exams: float) -> str:
     """Draw a document of the corpus the base was trained on: prompt and completion in one string.
 
-    60 % worked chains under `W`; 30 % exam questions under `Q` or `P`, answered directly, 1 % of those with up to
-    three operations worked; 10 % unrelated skills.
+    60 % worked chains under `W`; 30 % exam questions under `Q` or `P`, answered directly; 10 % unrelated skills.
+    worked_exams: share of the exam questions with up to three operations that are worked out after all. It decides how
+    rarely the base starts to work on a question of its own accord.
     """
     kind = generator.random()
     if kind < 0.6:
@@ -166,7 +168,7 @@ def corpus_document(generator: random.Random) -> str:
         return chain.question("W") + chain.working("base")
     if kind < 0.9:
         chain = draw_chain(generator, 2, 10)
-        worked = len(chain.operations) <= 3 and generator.random() < 0.01
+        worked = len(chain.operations) <= 3 and generator.random() < worked_exams
         return chain.question(generator.choice("QP")) + (chain.working("base") if worked else f"#{chain.answer}")
     prompt, answer = draw_unrelated(generator)
     return f"{prompt}#{answer}"

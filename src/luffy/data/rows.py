@@ -46,7 +46,7 @@ def parse_row(line: bytes, default_id: str) -> Problem:
 
 def _parse_object(line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_without_repetition)
+        row = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=_without_repetition)
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise RowError(

@@ -72,7 +72,8 @@ def verify_math(completion_text: str, answer: str) -> Verdict:
     from math_verify import verify as equal
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that there is no time limit
-    reference = answer if "$" in answer or "\\boxed" in answer else f"\\boxed{{{answer}}}"
+    marked = answer.count("$") > 1 or "\\boxed" in answer  # as TeX; a single dollar is a currency
+    reference = answer if marked else f"\\boxed{{{answer}}}"
     expected = parse(reference, parsing_timeout=None)
     if not expected:
         return Verdict(False, None, f"error: math-verify cannot read the reference answer {_shown(answer)!r}")

@@ -1,0 +1,115 @@
+"""Curves as Vega-Lite specifications.
+
+Colours are placeholders, `@` and the place of the method, or `@ink` and the like, which the page replaces by those of
+the reader's light or dark theme, and the picture by those on white. Each specification has the parameters `axis`
+("step" or "tokens"), `window` (the range shown, for zooming all charts at once) and `shown` (the methods switched on).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from luffy.report.curves import TIMES, Curve, Point
+from luffy.report.palette import Look
+
+HEIGHT = 190
+PARTS = {"generate": "#3b78b5", "verify": "#8fb8de", "update": "#d98032", "synchronise": "#f0c08a", "other": "#9a9a9a"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where the horizontal axes of all charts end, so that they can be read down the page."""
+
+    steps: float
+    tokens: float
+
+    @classmethod
+    def of(cls, curves: Sequence[Curve]) -> Reach:
+        """The largest step and number of tokens of any point."""
+        steps, tokens = (max((point[key] for curve in curves for point in curve.points), default=1) for key in "st")
+        return cls(math.ceil(steps), tokens)
+
+
+def curve_chart(curve: Curve, methods: Mapping[str, Look], reach: Reach) -> Any:
+    """One line a method, with its band. methods: all those of the page, so that colours agree."""
+    names = list(methods)
+    scale = alt.Scale(domain=names, range=[f"@{place}" for place in range(len(names))])
+    dashes = alt.Scale(domain=names, range=[list(look.dash) or [1, 0] for look in methods.values()])
+    end = f"axis === 'tokens' ? {reach.tokens} : {reach.steps}"
+    x = alt.X(
+        "x:Q",
+        title=None,
+        scale=alt.Scale(nice=False, domainMin=0, domainMax={"expr": end}, domainRaw={"expr": "window"}),
+        axis=alt.Axis(format="~s", tickCount=5),
+    )
+    y_scale = alt.Scale(domain=[0, 1]) if curve.whole else alt.Scale(zero=True, nice=5)
+    axis = alt.Axis(format=axis_format(curve), tickCount=5)
+    color = alt.Color("m:N", scale=scale, legend=None)
+    drawn = (
+        alt.Chart(alt.Data(values=curve.points))
+        .transform_calculate(x="axis === 'tokens' ? datum.t : datum.s")
+        .transform_filter("indexof(shown, datum.m) >= 0")
+    )
+    band = drawn.mark_area(opacity=0.17, clip=True, tooltip=None).encode(
+        x=x, y=alt.Y("l:Q", title=None, scale=y_scale, axis=axis), y2="h:Q", color=color
+    )
+    line = drawn.mark_line(strokeWidth=2, clip=True, tooltip=None).encode(
+        x=x, y=alt.Y("v:Q", title=None), color=color, strokeDash=alt.StrokeDash("m:N", scale=dashes, legend=None)
+    )
+    precise = ".1%" if curve.unit == "share" else ".4~g"
+    tooltip = [
+        alt.Tooltip("m:N", title="method"),
+        alt.Tooltip("s:Q", title="step"),
+        alt.Tooltip("t:Q", title="tokens", format=",d"),
+        alt.Tooltip("v:Q", title=curve.title, format=precise),
+        alt.Tooltip("l:Q", title="low", format=precise),
+        alt.Tooltip("h:Q", title="high", format=precise),
+    ]
+    dots = drawn.mark_circle(size=90, opacity=0, clip=True).encode(x=x, y=alt.Y("v:Q"), tooltip=tooltip)
+    parameters = (
+        alt.param(name="axis", value="step"),
+        alt.param(name="window", value=None),
+        alt.param(name="shown", value=names),
+    )
+    return (
+        alt.layer(band, line, dots)
+        .add_params(*parameters)
+        .properties(width="container", height=HEIGHT, description=f"{curve.title}. {curve.explanation}")
+    )
+
+
+def axis_format(curve: Curve) -> str:
+    """The d3 format of a curve's axis: percent, plain numbers, or 12k."""
+    largest = max(point["v"] for point in curve.points)
+    if curve.unit == "share":
+        return ".0%" if largest > 0.05 else ".1%"
+    return "~s" if largest >= 1000 else "~e" if largest < 0.001 else "~f"
+
+
+def time_chart(points: Sequence[Point], methods: Mapping[str, Look]) -> Any:
+    """Seconds a step of each method, by part."""
+    titled = [
+        point | {"m": methods[point["m"]].title, "order": [*TIMES, "other"].index(point["part"])} for point in points
+    ]
+    present = [part for part in PARTS if any(point["part"] == part for point in points)]
+    return (
+        alt.Chart(alt.Data(values=titled))
+        .mark_bar(height=16)
+        .encode(
+            x=alt.X("v:Q", title="seconds a step", axis=alt.Axis(tickCount=6)),
+            y=alt.Y("m:N", title=None, sort=[look.title for look in methods.values()]),
+            color=alt.Color(
+                "part:N",
+                scale=alt.Scale(domain=present, range=[PARTS[part] for part in present]),
+                legend=alt.Legend(title=None, orient="top"),
+            ),
+            order=alt.Order("order:Q"),
+            tooltip=[alt.Tooltip("m:N", title="method"), "part:N", alt.Tooltip("v:Q", title="seconds", format=".3~g")],
+        )
+        .properties(width="container", height=26 * len(methods), description="Seconds a step by part, for each method.")
+    )

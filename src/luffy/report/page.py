@@ -1,0 +1,157 @@
+"""The page: runs in, one self-contained HTML file out.
+
+Nothing on it is loaded from anywhere: the chart library is in the page, and a content security policy of hashes lets
+nothing else run or load, whatever a model may have written. Texts reach the page through jinja2's autoescaping, or as
+JSON that the page's script writes into text nodes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+from markupsafe import Markup
+
+from luffy.comparison.claims import Role, set_roles
+from luffy.comparison.collect import Comparison, group_runs, is_run, read_comparison, read_run
+from luffy.comparison.verdicts import compare_runs
+from luffy.errors import RunError
+from luffy.report import tables
+from luffy.report.charts import Reach, curve_chart, time_chart
+from luffy.report.curves import accuracy_curves, style_curves, time_parts, training_curves
+from luffy.report.groups import sample_groups
+from luffy.report.palette import Look, looks
+
+
+def write_report(folders: Sequence[Path], output: Path) -> Path:
+    """Write one HTML page about a run, several runs, or a comparison; return its path.
+
+    folders: run folders, or a folder with METHOD/seed-K in it. Raises RunError where a folder is neither, a file in it
+    is broken, or the page cannot be written.
+    """
+    page = render(_read(folders))
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(page, encoding="utf-8")
+        os.replace(beside, output)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise RunError(f"{output}: the report cannot be written ({error.strerror}).") from None
+    return output
+
+
+def render(comparison: Comparison) -> str:
+    """The HTML of the page."""
+    methods = looks(comparison.methods)
+    content = compare_runs(comparison)
+    target = _target(comparison)
+    times = time_parts(comparison)
+    watched = list(content["at_equal_tokens"]["evaluations"].get(next(iter(content["methods"]), ""), {}))
+    context = {
+        "title": _title(comparison, methods),
+        "facts": tables.facts(comparison),
+        "notes": [*content["notes"], *content["incomplete"]],
+        "verdicts": tables.verdict_rows(content["verdicts"]),
+        "verdict_counts": tables.count_verdicts(content["verdicts"]),
+        "sets": [(name, tables.short_name(name), roles) for name, roles in _roles(comparison).items()],
+        "accuracy": tables.accuracy_table(comparison, content, methods),
+        "completions": tables.completion_table(content, methods, target) if target else [],
+        "target": tables.short_name(target or ""),
+        "costs": tables.cost_table(comparison, content, methods),
+        "equal_tokens": tables.count(content["at_equal_tokens"]["tokens"]),
+        "watched": [(name, tables.short_name(name)) for name in watched],
+        "differing": tables.differing_settings(comparison, methods),
+        "settings": tables.settings(comparison.runs[0]),
+        "methods": methods,
+        "several_seeds": max(map(len, comparison.methods.values())) > 1,
+    }
+    curves = [*accuracy_curves(comparison), *training_curves(comparison), *style_curves(comparison)]
+    reach = Reach.of(curves)
+    values = {
+        "methods": [{"name": name, "title": look.title, "dash": look.dash} for name, look in methods.items()],
+        "groups": sample_groups(comparison),
+        "charts": [curve_chart(curve, methods, reach).to_dict() for curve in curves],
+        "times": time_chart(times, methods).to_dict() if times else None,
+    }
+    return _fill(context | {"curves": curves, "has_times": bool(times), "has_groups": bool(values["groups"])}, values)
+
+
+def _read(folders: Sequence[Path]) -> Comparison:
+    """One comparison of everything in the folders."""
+    if not folders:
+        raise RunError("a report needs at least one run folder.")
+    if len(folders) == 1 and not is_run(folders[0]):
+        return read_comparison(folders[0])
+    comparisons = [read_comparison(folder) for folder in folders if not is_run(folder)]
+    single = [read_run(folder) for folder in folders if is_run(folder)]
+    return group_runs([run for comparison in comparisons for run in comparison.runs] + single)
+
+
+def _title(comparison: Comparison, methods: Mapping[str, Look]) -> str:
+    config = comparison.runs[0].config
+    trained_on = str((config.get("data") or {}).get("train") or "")
+    where = f" on {Path(trained_on).name}" if trained_on else ""
+    titles = [look.title for look in methods.values()]
+    if len(titles) > 2 and "luffy" in methods:
+        return f"LUFFY and {len(titles) - 1} rivals{where}"
+    return " and ".join(titles) + where if len(titles) < 3 else f"{len(titles)} methods{where}"
+
+
+def _roles(comparison: Comparison) -> dict[str, str]:
+    """Each set with a word about what it is for, on the miniature."""
+    words = {Role.TARGET: "as trained on", Role.TRANSFER: "out of distribution", Role.SKILL: "skill of the base"}
+    roles = set_roles(comparison.sets, comparison.runs[0].config)
+    return {name: words.get(role, "") if name.startswith("miniature/") else "" for name, role in roles.items()}
+
+
+def _target(comparison: Comparison) -> str | None:
+    roles = set_roles(comparison.sets, comparison.runs[0].config)
+    return next((name for name, role in roles.items() if role is Role.TARGET), None)
+
+
+def _fill(context: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """The template with texts escaped, and the scripts allowed by their hashes."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    scripts = {"library": _library(), "script": _resource("page.js")}
+    policy = " ".join(f"'sha256-{_digest(script)}'" for script in scripts.values())
+    return environment.get_template("page.html").render(
+        context,
+        style=Markup(_resource("style.css")),
+        values=Markup(json_for_script(values)),
+        script_policy=policy,
+        **{name: Markup(script) for name, script in scripts.items()},
+    )
+
+
+def json_for_script(values: Any) -> str:
+    """JSON that is safe inside a script element: no `<`, `>` or `&`, so nothing in it can end the element."""
+    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _resource(name: str) -> str:
+    return (files("luffy.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that loads nothing."""
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")).replace("</script", "<\\/script")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
