@@ -1,0 +1,48 @@
+# Two commands are enough: `make demo` and `make test`. Both set everything up in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-slow lint coverage bench results clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY) ## Train the miniature with LUFFY and its rivals; table, verdicts, page. Goes on where it stopped.
+	$(BIN)/luffy compare recipes/miniature.yaml --seeds 1 --jobs $(JOBS) --output runs/demo
+
+test: $(READY) ## Run the tests.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-slow: $(READY) ## Run the tests that take minutes.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+lint: $(READY) ## Style, types, import rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+coverage: $(READY) ## Which lines the tests reach.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+bench: $(READY) ## Measure speed and memory; prints tables and writes benchmarks/results/*.json.
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/update.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/step.py
+
+results: $(READY) ## Repeat the comparison of docs/results.md: all methods, three seeds.
+	$(BIN)/luffy compare recipes/miniature.yaml --seeds 3 --jobs $(JOBS) --output runs/results \
+		--methods on_policy,luffy,mixed,sft,sft_rl,rl_sft,luffy_clip,on_policy_shaping
+
+clean: ## Remove the environment and caches; runs are kept.
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
