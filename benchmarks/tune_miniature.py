@@ -19,7 +19,7 @@ from typing import Any
 from luffy.comparison.runner import Comparison, plan_comparison, run_comparison
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "miniature.yaml"
-RATES = (2e-5, 5e-5, 1e-4, 2e-4)
+RATES = (5e-5, 1e-4, 2e-4, 4e-4)
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     # four settings each, six for the method with two rates: the strongest rival may not lack a setting
     "on_policy": {"optimizer.learning_rate": RATES},

@@ -180,7 +180,7 @@ class Config(Section):
     """Everything that defines a run."""
 
     method: str = Field("luffy", description="One of METHODS: luffy, on_policy, mixed, sft, sft_rl, rl_sft, ...")
-    model: str = Field(MINIATURE, description="Model folder or hub name; `miniature` and `miniature-strong` are built in.")
+    model: str = Field(MINIATURE, description="Model folder or hub name; `miniature` and `miniature-eager` are built in.")
     output: str = Field("runs/latest", description="The run folder.")
     seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
     steps: Count = Field(100, description="Steps of the last phase: RL steps, or SFT steps for `sft`.")

@@ -11,7 +11,6 @@ the number of claims.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from luffy.comparison.claims import CLAIMS, DIRECT, TRAINING, Claim, Measure, Role, set_roles
 from luffy.comparison.collect import BASE, Comparison, Evaluation, Outcomes, Run, align, read_comparison, summarise
-from luffy.errors import RunError
+from luffy.comparison.files import write_whole
 from luffy.evaluation.statistics import Interval, paired_difference, seeds_difference, seeds_interval
 
 __all__ = ["CLAIMS", "Claim", "build_comparison", "compare_runs", "judge_claims", "write_comparison"]
@@ -36,15 +35,8 @@ def build_comparison(folder: Path) -> dict[str, Any]:
 
 def write_comparison(folder: Path) -> Path:
     """Write `comparison.json` into the folder, whole or not at all, and return its path."""
-    content = build_comparison(folder)
-    path, beside = folder / "comparison.json", folder / f".comparison.json.{os.getpid()}"
-    try:
-        beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot be written ({error.strerror}). What was there before is untouched.") from None
-    return path
+    text = json.dumps(build_comparison(folder), indent=2, allow_nan=False) + "\n"
+    return write_whole(folder / "comparison.json", text.encode())
 
 
 def compare_runs(comparison: Comparison) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from luffy.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BUILT_IN = ("miniature", "miniature-strong")
+BUILT_IN = ("miniature", "miniature-eager")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,7 @@ def curve_chart(curve: Curve, methods: Mapping[str, Look], reach: Reach) -> Any:
         scale=alt.Scale(nice=False, domainMin=0, domainMax={"expr": end}, domainRaw={"expr": "window"}),
         axis=alt.Axis(format="~s", tickCount=5),
     )
-    y_scale = alt.Scale(domain=[0, 1]) if curve.whole else alt.Scale(zero=True, nice=5)
-    axis = alt.Axis(format=axis_format(curve), tickCount=5)
+    y = {"title": None, "scale": y_scale(curve), "axis": alt.Axis(format=axis_format(curve), tickCount=5)}
     color = alt.Color("m:N", scale=scale, legend=None)
     drawn = (
         alt.Chart(alt.Data(values=curve.points))
@@ -56,10 +55,10 @@ def curve_chart(curve: Curve, methods: Mapping[str, Look], reach: Reach) -> Any:
         .transform_filter("indexof(shown, datum.m) >= 0")
     )
     band = drawn.mark_area(opacity=0.17, clip=True, tooltip=None).encode(
-        x=x, y=alt.Y("l:Q", title=None, scale=y_scale, axis=axis), y2="h:Q", color=color
+        x=x, y=alt.Y("l:Q", **y), y2="h:Q", color=color
     )
     line = drawn.mark_line(strokeWidth=2, clip=True, tooltip=None).encode(
-        x=x, y=alt.Y("v:Q", title=None), color=color, strokeDash=alt.StrokeDash("m:N", scale=dashes, legend=None)
+        x=x, y=alt.Y("v:Q", **y), color=color, strokeDash=alt.StrokeDash("m:N", scale=dashes, legend=None)
     )
     precise = ".1%" if curve.unit == "share" else ".4~g"
     tooltip = [
@@ -70,17 +69,23 @@ def curve_chart(curve: Curve, methods: Mapping[str, Look], reach: Reach) -> Any:
         alt.Tooltip("l:Q", title="low", format=precise),
         alt.Tooltip("h:Q", title="high", format=precise),
     ]
-    dots = drawn.mark_circle(size=90, opacity=0, clip=True).encode(x=x, y=alt.Y("v:Q"), tooltip=tooltip)
+    dots = drawn.mark_circle(size=90, opacity=0, clip=True).encode(x=x, y=alt.Y("v:Q", **y), tooltip=tooltip)
+    layers = [band, line, dots] if curve.has_band else [line, dots]
     parameters = (
         alt.param(name="axis", value="step"),
         alt.param(name="window", value=None),
         alt.param(name="shown", value=names),
     )
     return (
-        alt.layer(band, line, dots)
+        alt.layer(*layers)
         .add_params(*parameters)
         .properties(width="container", height=HEIGHT, description=f"{curve.title}. {curve.explanation}")
     )
+
+
+def y_scale(curve: Curve) -> Any:
+    """The vertical scale of a curve: all of 0 to 100 %, or from zero to a round number."""
+    return alt.Scale(domain=[0, 1]) if curve.whole else alt.Scale(zero=True, nice=5)
 
 
 def axis_format(curve: Curve) -> str:

@@ -32,6 +32,11 @@ class Curve:
     unit: Literal["share", "number"] = "number"
     whole: bool = False  # the axis shows all of 0 to 100 %
 
+    @property
+    def has_band(self) -> bool:
+        """Whether any point has a low and a high end."""
+        return any("l" in point for point in self.points)
+
 
 @dataclass(frozen=True, slots=True)
 class Quantity:

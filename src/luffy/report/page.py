@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -23,6 +22,7 @@ from markupsafe import Markup
 
 from luffy.comparison.claims import Role, set_roles
 from luffy.comparison.collect import Comparison, group_runs, is_run, read_comparison, read_run
+from luffy.comparison.files import write_whole
 from luffy.comparison.verdicts import compare_runs
 from luffy.errors import RunError
 from luffy.report import tables
@@ -38,16 +38,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     folders: run folders, or a folder with METHOD/seed-K in it. Raises RunError where a folder is neither, a file in it
     is broken, or the page cannot be written.
     """
-    page = render(_read(folders))
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(page, encoding="utf-8")
-        os.replace(beside, output)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise RunError(f"{output}: the report cannot be written ({error.strerror}).") from None
-    return output
+    return write_whole(output, render(_read(folders)).encode())
 
 
 def render(comparison: Comparison) -> str:

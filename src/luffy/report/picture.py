@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import vl_convert
 
 from luffy.comparison.claims import Role, set_roles
 from luffy.comparison.collect import Comparison, read_comparison
+from luffy.comparison.files import write_whole
 from luffy.errors import RunError
-from luffy.report.charts import Reach, axis_format
+from luffy.report.charts import Reach, axis_format, y_scale
 from luffy.report.curves import Curve, accuracy_curves, training_curves
 from luffy.report.palette import Look, looks
 
@@ -32,15 +32,7 @@ def write_picture(comparison_folder: Path, output: Path) -> Path:
     last_step = Reach.of(panels).steps
     figure = alt.hconcat(*(_panel(curve, methods, last_step) for curve in panels), spacing=26)
     image = vl_convert.vegalite_to_png(json.dumps(_themed(figure).to_dict()), scale=2)
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(image)
-        os.replace(beside, output)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise RunError(f"{output}: the picture cannot be written ({error.strerror}).") from None
-    return output
+    return write_whole(output, image)
 
 
 def _panels(comparison: Comparison) -> list[Curve]:
@@ -62,19 +54,18 @@ def _panel(curve: Curve, methods: dict[str, Look], last_step: float) -> Any:
     color = alt.Color("m:N", scale=scale, legend=legend)
     points = [point | {"m": methods[point["m"]].title} for point in curve.points]
     x = alt.X("s:Q", title="step", axis=alt.Axis(tickCount=5), scale=alt.Scale(nice=False, domain=[0, last_step]))
-    y_scale = alt.Scale(domain=[0, 1]) if curve.whole else alt.Scale(zero=True, nice=5)
     axis = alt.Axis(format=axis_format(curve), tickCount=5, minExtent=46)
+    y = {"title": None, "scale": y_scale(curve), "axis": axis}
     drawn = alt.Chart(alt.Data(values=points))
-    band = drawn.mark_area(opacity=0.16).encode(
-        x=x, y=alt.Y("l:Q", title=None, scale=y_scale, axis=axis), y2="h:Q", color=color
-    )
+    band = drawn.mark_area(opacity=0.16).encode(x=x, y=alt.Y("l:Q", **y), y2="h:Q", color=color)
     line = drawn.mark_line(strokeWidth=2.6).encode(
         x=x,
-        y=alt.Y("v:Q", title=None),
+        y=alt.Y("v:Q", **y),
         color=color,
         strokeDash=alt.StrokeDash("m:N", scale=dashes, legend=legend),
     )
-    return alt.layer(band, line).properties(width=WIDTH, height=HEIGHT, title=curve.title)
+    layers = [band, line] if curve.has_band else [line]
+    return alt.layer(*layers).properties(width=WIDTH, height=HEIGHT, title=curve.title)
 
 
 def _themed(figure: Any) -> Any:

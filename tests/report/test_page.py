@@ -1,0 +1,215 @@
+"""The page: whole without the network, safe whatever a model writes, honest about what is missing."""
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from synthetic import write_run, write_runs
+
+from luffy.errors import RunError
+from luffy.report import write_report
+from luffy.report.page import json_for_script
+
+VOID = {"meta", "br", "input", "link", "img", "hr", "line"}
+ATTACK = '</script><script>alert("x")</script><img src=x onerror=alert(1)>&amp;'
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, the texts of scripts, and whether tags are balanced."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.scripts, self.texts, self.open = [], [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag == "script":
+            self.scripts.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += text
+        elif not self.open or self.open[-1] != "style":
+            self.texts.append(text)
+
+    @property
+    def values(self):
+        return json.loads(self.scripts[0])
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    folder = write_runs(tmp_path_factory.mktemp("runs") / "c", problems=50)
+    return write_report([folder], folder / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def report_of(*folders):
+    return Page(write_report(list(folders), folders[0].parent / "out" / "report.html").read_text())
+
+
+def test_the_page_is_well_formed_and_has_its_parts(page):
+    assert page.open == []
+    assert "LUFFY and 5 rivals on miniature" in page.text
+    identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    assert {"verdicts", "accuracy", "curves", "cost", "groups", "settings"} <= set(identifiers)
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    assert {link.removeprefix("#") for link in links} <= set(identifiers)
+    assert [tag for tag, _ in page.elements].count("h1") == 1
+    assert page.text.count("✓ holds") > 10
+
+
+def test_nothing_is_loaded_from_anywhere(html, page):
+    for tag, attributes in page.elements:
+        for name in ("src", "srcset", "poster", "data", "action", "formaction"):
+            assert name not in attributes, (tag, name)
+        assert tag not in {"link", "iframe", "object", "embed", "base"}
+        assert attributes.get("href", "#").startswith("#")
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_the_security_policy_allows_exactly_our_scripts(page):
+    policy = next(a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none';")
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in page.scripts[1:]]
+    assert re.findall(r"'sha256-([^']+)'", policy) == digests
+    assert not re.search(r"script-src[^;]*unsafe", policy)
+
+
+def test_the_charts_have_every_quantity_and_every_method(page):
+    descriptions = " ".join(chart["description"] for chart in page.values["charts"])
+    for word in (
+        "Accuracy on hard",
+        "Reward of own",
+        "Reward of the traces",
+        "Entropy",
+        "Length",
+        "Cut off",
+        "Advantage of the traces",
+        "Probability of trace tokens",
+        "Teacher's style",
+    ):
+        assert word in descriptions
+    assert page.values["times"] is not None
+    assert [method["name"] for method in page.values["methods"]][-1] == "luffy"
+    charts = sum(attributes.get("class") == "chart" for _, attributes in page.elements)
+    assert charts == len(page.values["charts"]) + 1
+    text = json.dumps(page.values["charts"])
+    assert "http" not in re.sub(r"https://vega\.github\.io/schema/[a-z-]+/v[\d.]+\.json", "", text)
+
+
+def test_what_a_model_writes_stays_text(tmp_path):
+    folder = write_run(tmp_path / ATTACK.replace("/", "∕"), steps=10, problems=10, text=ATTACK)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("A processor", "<b onclick=alert(2)>"))
+    html = write_report([folder], tmp_path / "report.html").read_text()
+    page = Page(html)
+    assert len(page.scripts) == 3
+    assert "onerror" not in {name for _, attributes in page.elements for name in attributes}
+    assert "onclick" not in {name for _, attributes in page.elements for name in attributes}
+    assert "<b onclick=alert(2)>" in page.text
+    assert any(
+        "".join(r.get("tokens", r.get("text"))).startswith(ATTACK) for g in page.values["groups"] for r in g["rollouts"]
+    )
+    assert ATTACK not in html
+
+
+def test_json_cannot_leave_its_script_element():
+    text = json_for_script({"</script>": "<!-- & \u2028"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"</script>": "<!-- & \u2028"}
+    with pytest.raises(ValueError, match="JSON"):
+        json_for_script(float("nan"))
+
+
+def test_one_run(tmp_path):
+    page = report_of(write_run(tmp_path / "r", steps=20, problems=20))
+    assert "LUFFY on miniature" in page.text
+    assert "finished, seed 0" in page.text
+    assert "One finished seed of luffy" in page.text
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    page = report_of(write_run(tmp_path / "r", steps=20, problems=20, until=12))
+    assert "stopped after 12 steps; not counted" in page.text
+    assert "unfinished: latest evaluation" in page.text
+    assert page.values["charts"]
+
+
+@pytest.mark.parametrize("kept", ["config.yaml", "metrics.jsonl", "summary.json"])
+def test_a_run_with_hardly_anything(tmp_path, kept):
+    folder = write_run(tmp_path / "r", steps=4, problems=5, rollouts=False)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file() and path.name != kept:
+            path.unlink()
+    page = report_of(folder)
+    assert page.open == []
+    assert page.values["groups"] == []
+
+
+def test_metrics_and_sets_may_be_missing_for_some(tmp_path):
+    first = write_run(tmp_path / "a", "luffy", steps=10, problems=10, sets=("hard",))
+    second = write_run(tmp_path / "b", "sft", steps=10, problems=10, sets=("hard", "worked"), rollouts=False)
+    lines = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    lines[3]["policy/entropy"] = float("nan")
+    del lines[5]["policy/entropy"]
+    (first / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = report_of(first, second)
+    assert "SFT and LUFFY on miniature" in page.text
+    entropy = next(chart for chart in page.values["charts"] if chart["description"].startswith("Entropy"))
+    values = next(iter(entropy["datasets"].values())) if "datasets" in entropy else entropy["data"]["values"]
+    assert len(values) == 8
+
+
+def test_the_same_method_twice_is_told_apart_by_folder(tmp_path):
+    first = write_run(tmp_path / "gamma-0.1", steps=4, problems=5)
+    second = write_run(tmp_path / "gamma-0.3", steps=4, problems=5)
+    page = report_of(first, second)
+    assert "gamma-0.1 and gamma-0.3 on miniature" in page.text
+
+
+def test_a_long_run_stays_small(tmp_path):
+    folder = write_run(tmp_path / "r", steps=1000, problems=10, every=500, text="word " * 2000)
+    output = write_report([folder], tmp_path / "report.html")
+    assert output.stat().st_size < 5_000_000
+    values = Page(output.read_text()).values
+    assert all(
+        len(chart["layer"][0].get("data", chart.get("data", {})).get("values", [])) <= 61 for chart in values["charts"]
+    )
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="no run found"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(RunError, match="at least one"):
+        write_report([], tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
+    folder = write_run(tmp_path / "r", steps=4, problems=5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"report\.html: cannot be written"):
+        write_report([folder], tmp_path / "file" / "report.html")
