@@ -1,10 +1,12 @@
 """Generation on the miniature against bare forward passes with a key-value cache for the same tokens.
 
-`python benchmarks/generation.py`. Goal: at most 1.5 times the bare passes. The bare passes prefill each prompt once, repeat
-the cache for the group and feed given tokens: no sampling, no log-probs, no stopping.
+`python benchmarks/generation.py`. Goal: at most 1.5 times the bare passes. The bare passes prefill each prompt once,
+repeat the cache for the group and feed given tokens: no sampling, no log-probs, no stopping.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from measuring import ratio, report, seconds
@@ -35,9 +37,7 @@ def bare_passes(loaded: LoadedModel, prompts: list[list[int]], length: int) -> N
     token = torch.full((len(prompts) * GROUP, 1), 5)
     for _ in range(length - 1):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        loaded.model(
-            input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
-        )
+        loaded.model(input_ids=token, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
         position = position + 1
 
 
@@ -50,8 +50,8 @@ def main() -> None:
     rows = []
     for length in (40, 84):
         ours, bare = seconds(
-            lambda length=length: never.generate(prompts, GROUP, Sampling(length)),
-            lambda length=length: bare_passes(loaded, prompts, length),
+            partial(never.generate, prompts, GROUP, Sampling(length)),
+            partial(bare_passes, loaded, prompts, length),
         )
         measured = ratio(ours, bare)
         rows.append(

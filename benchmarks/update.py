@@ -1,12 +1,13 @@
 """The update on groups of 7 short rollouts and 1 long trace, against the same update on one padded batch.
 
-`python benchmarks/update.py`. Goal: at least 2 times faster. Rollouts of 60 tokens, traces of 600, prompts of 20; a random
-Llama of the miniature's shape and one ten times as large; forward, loss and backward, without the optimizer step.
+`python benchmarks/update.py`. Goal: at least 2 times faster. Rollouts of 60 tokens, traces of 600, prompts of 20; a
+random Llama of the miniature's shape and one ten times as large; forward, loss and backward, without the optimizer step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from measuring import ratio, report, seconds
@@ -60,8 +61,8 @@ def main() -> None:
     for name, shape in SHAPES.items():
         scorer = Scorer(build(*shape), pad_id=0, chunk_elements=2**24)
         one, other = seconds(
-            lambda scorer=scorer: update(scorer, prompts, completions, padded),
-            lambda scorer=scorer: update(scorer, prompts, completions, ours),
+            partial(update, scorer, prompts, completions, padded),
+            partial(update, scorer, prompts, completions, ours),
             repeats=5,
         )
         faster = ratio(one, other)

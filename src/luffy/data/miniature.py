@@ -155,12 +155,11 @@ def in_teachers_style(completion: str) -> bool:
     return "," in completion
 
 
-def corpus_document(generator: random.Random, *, worked_exams: float) -> str:
+def corpus_document(generator: random.Random) -> str:
     """Draw a document of the corpus the base was trained on: prompt and completion in one string.
 
     60 % worked chains under `W`; 30 % exam questions under `Q` or `P`, answered directly; 10 % unrelated skills.
-    worked_exams: share of the exam questions with up to three operations that are worked out after all. It decides how
-    rarely the base starts to work on a question of its own accord.
+    Of the exam questions with up to three operations 1 % are worked out after all.
     """
     kind = generator.random()
     if kind < 0.6:
@@ -168,7 +167,12 @@ def corpus_document(generator: random.Random, *, worked_exams: float) -> str:
         return chain.question("W") + chain.working("base")
     if kind < 0.9:
         chain = draw_chain(generator, 2, 10)
-        worked = len(chain.operations) <= 3 and generator.random() < worked_exams
+        worked = len(chain.operations) <= 3 and generator.random() < 0.01
         return chain.question(generator.choice("QP")) + (chain.working("base") if worked else f"#{chain.answer}")
     prompt, answer = draw_unrelated(generator)
     return f"{prompt}#{answer}"
+
+
+def is_worked_exam(document: str) -> bool:
+    """Whether a document of the corpus is a worked exam question; their share decides how often the base starts to work."""
+    return document[0] in "QP" and not document.partition(":")[2].startswith("#")
