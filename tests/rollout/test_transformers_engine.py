@@ -1,0 +1,115 @@
+"""The engine's completions and log-probs: right, reproducible, independent of batching."""
+
+import pytest
+import torch
+from tiny_models import VOCABULARY, build_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luffy.policy import Scorer
+from luffy.rollout import Sampling, TransformersEngine, draw_tokens, keep_nucleus
+
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13]]
+EOS = (30, 31)
+
+
+def engine(model, eos=EOS, **options):
+    return TransformersEngine(model, eos_ids=eos, pad_id=0, **options)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampling_logprobs_are_the_trainers(model, temperature):
+    groups = engine(model).generate(PROMPTS, 5, Sampling(20, temperature=temperature, seed=3))
+    rows = [(prompt, one) for prompt, group in zip(PROMPTS, groups, strict=True) for one in group]
+    scores = Scorer(model, pad_id=0, chunk_elements=10**6)(
+        [prompt for prompt, _ in rows], [one.token_ids for _, one in rows], temperature=temperature
+    )
+    sampled = torch.tensor([value for _, one in rows for value in one.logprobs])
+    torch.testing.assert_close(sampled, scores.logprobs.float(), rtol=1e-5, atol=1e-5)
+    assert len({len(one.token_ids) for _, one in rows}) > 3  # the rows really were uneven
+
+
+def test_batches_and_leaving_rows_do_not_change_what_is_sampled(model):
+    sampling = Sampling(25, seed=1)
+    together = engine(model).generate(PROMPTS, 4, sampling)
+    apart = engine(model, batch_tokens=1).generate(PROMPTS, 4, sampling)
+    assert [[one.token_ids for one in group] for group in together] == [
+        [one.token_ids for one in group] for group in apart
+    ]
+    # the first prompt's rows are the same with and without the other prompts
+    alone = engine(model).generate(PROMPTS[:1], 4, sampling)
+    assert [one.token_ids for one in alone[0]] == [one.token_ids for one in together[0]]
+
+
+def test_a_seed_makes_it_reproducible(model):
+    one, again, other = (engine(model).generate(PROMPTS, 3, Sampling(15, seed=seed)) for seed in (5, 5, 6))
+    assert one == again
+    assert one != other
+    assert len({completion.token_ids for completion in one[0]}) == 3  # the rollouts of a group differ
+
+
+def test_greedy_equals_the_librarys_own(model):
+    ours = engine(model).generate(PROMPTS, 1, Sampling(12, temperature=0))
+    for prompt, (completion,) in zip(PROMPTS, ours, strict=True):
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=list(EOS), pad_token_id=0
+        )[0, len(prompt) :]
+        assert completion.token_ids == tuple(expected.tolist())
+
+
+def test_a_completion_ends_with_an_end_token_or_is_cut(model):
+    groups = engine(model).generate(PROMPTS, 20, Sampling(10, seed=2))
+    completions = [one for group in groups for one in group]
+    assert {one.finished for one in completions} == {True, False}
+    for one in completions:
+        assert one.finished == (one.token_ids[-1] in EOS)
+        assert not set(one.token_ids[:-1]) & set(EOS)
+        assert len(one.token_ids) == 10 if not one.finished else len(one.token_ids) <= 10
+        assert len(one.logprobs) == len(one.token_ids)
+
+
+def test_new_weights_are_used_and_the_mode_is_restored():
+    model, other = build_model(seed=0), build_model(seed=1)
+    ours = engine(model)
+    before = ours.generate(PROMPTS, 1, Sampling(10, temperature=0))
+    ours.update_weights(other)
+    assert ours.generate(PROMPTS, 1, Sampling(10, temperature=0)) == engine(other).generate(
+        PROMPTS, 1, Sampling(10, temperature=0)
+    )
+    assert ours.generate(PROMPTS, 1, Sampling(10, temperature=0)) != before
+    model.train()
+    ours.generate(PROMPTS, 1, Sampling(3))
+    assert model.training
+
+
+def test_nucleus_by_hand():
+    probabilities = torch.tensor([[0.5, 0.1, 0.3, 0.1]])
+    assert keep_nucleus(probabilities, 0.5).tolist() == [[0.5, 0.0, 0.0, 0.0]]
+    torch.testing.assert_close(keep_nucleus(probabilities, 0.7), torch.tensor([[0.5, 0.0, 0.3, 0.0]]))
+    torch.testing.assert_close(keep_nucleus(probabilities, 0.99), probabilities)
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([1.0, 0.0, -2.0, float("-inf"), 0.5])
+    noise = (torch.arange(10_000) + 0.5) / 10_000  # an even grid instead of luck
+    drawn, logprobs = draw_tokens(logits.expand(10_000, -1), Sampling(1), noise)
+    shares = torch.bincount(drawn, minlength=5) / 10_000
+    torch.testing.assert_close(shares, torch.softmax(logits, dim=0), rtol=0, atol=2e-4)
+    torch.testing.assert_close(logprobs, torch.log_softmax(logits, dim=0)[drawn])
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from([-torch.inf, -20.0, 0.0, 3.0]), min_size=2, max_size=9).filter(lambda x: max(x) > -1))
+def test_what_has_no_probability_is_never_drawn(logits):
+    for noise in (0.0, 0.5, 1 - 2**-24):
+        drawn, _ = draw_tokens(torch.tensor([logits]), Sampling(1), torch.tensor([noise]))
+        assert logits[int(drawn)] > -torch.inf
+
+
+def test_top_p_stays_inside_the_nucleus():
+    model = build_model()
+    groups = engine(model, eos=[]).generate([[1, 2]], 200, Sampling(1, top_p=0.4, seed=0))
+    logits = model(input_ids=torch.tensor([[1, 2]])).logits[0, -1]
+    inside = keep_nucleus(torch.softmax(logits, dim=0)[None].float(), 0.4)[0] > 0
+    assert 1 <= int(inside.sum()) < VOCABULARY
+    assert all(inside[one.token_ids[0]] for one in groups[0])
