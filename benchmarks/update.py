@@ -1,7 +1,7 @@
 """The update on groups of 7 short rollouts and 1 long trace, against the same update on one padded batch.
 
 `python benchmarks/update.py`. Goal: at least 2 times faster. Rollouts of 60 tokens, traces of 600, prompts of 20; a
-random Llama of the miniature's shape and one ten times as large; forward, loss and backward, without the optimizer step.
+random Llama of the miniature's shape and one ten times as large; forward, loss and backward, no optimizer step.
 """
 
 from __future__ import annotations

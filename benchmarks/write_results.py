@@ -1,0 +1,105 @@
+"""Put a comparison's numbers into README.md and docs/results.md, so that nobody types a figure.
+
+    python benchmarks/write_results.py runs/results --tuning runs/tuning/tuning.json
+
+Replaces what stands between `<!-- NAME -->` and `<!-- end NAME -->`, and keeps comparison.json, the tuning and the
+picture under docs/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "docs" / "results"
+
+
+def percent(metric: dict[str, Any]) -> str:
+    """A value with its interval."""
+    return f"{100 * metric['value']:.1f} [{100 * metric['low']:.0f}, {100 * metric['high']:.0f}]"
+
+
+def accuracy_table(comparison: dict[str, Any], sets: list[str]) -> str:
+    """Rows: base and methods; columns: sets."""
+    rows = {"base": {"evaluations": comparison["base"]}} | comparison["methods"]
+    lines = ["| method | " + " | ".join(name.removeprefix("miniature/") for name in sets) + " |"]
+    lines.append("|---|" + "---|" * len(sets))
+    for name, entry in rows.items():
+        cells = [percent(entry["evaluations"][one]["avg@1"]) if one in entry["evaluations"] else "-" for one in sets]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def verdict_table(comparison: dict[str, Any]) -> str:
+    """One line a claim and set."""
+    lines = ["| claim | set | difference [95 % interval] | here |", "|---|---|---|---|"]
+    for one in comparison["verdicts"]:
+        interval = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+        lines.append(
+            f"| {one['claim']} | {one['set'].removeprefix('miniature/')} | {interval} | **{one['verdict']}** |"
+        )
+    return "\n".join(lines)
+
+
+def cost_table(comparison: dict[str, Any]) -> str:
+    """Tokens and time a run."""
+    lines = ["| method | seeds | tokens trained | tokens generated | seconds a run |", "|---|---|---|---|---|"]
+    for name, entry in comparison["methods"].items():
+        tokens = entry["tokens"]
+        numbers = (
+            entry["seeds"],
+            f"{tokens['trained']:,.0f}",
+            f"{tokens['generated']:,.0f}",
+            f"{entry['seconds']:.0f}",
+        )
+        lines.append(f"| {name} | " + " | ".join(map(str, numbers)) + " |")
+    return "\n".join(lines)
+
+
+def tuning_table(tuning: dict[str, Any]) -> str:
+    """Every setting that was tried."""
+    lines = [
+        "| method | setting | validation accuracy at the end, by seed | mean over the course |",
+        "|---|---|---|---|",
+    ]
+    for label, entry in tuning.items():
+        method, _, setting = label.partition(",")
+        final = ", ".join(f"{100 * value:.1f}" for value in entry["final"])
+        lines.append(f"| {method} | {setting.replace(',', ', ')} | {final} | {100 * entry['area']:.1f} |")
+    return "\n".join(lines)
+
+
+def replace(path: Path, name: str, text: str) -> None:
+    """Put text between the markers of that name, where the file has them."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    path.write_text(pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", path.read_text()))
+
+
+def main() -> None:
+    """Write everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("comparison", type=Path)
+    parser.add_argument("--tuning", type=Path)
+    arguments = parser.parse_args()
+    comparison = json.loads((arguments.comparison / "comparison.json").read_text())
+    KEPT.mkdir(exist_ok=True)
+    shutil.copy(arguments.comparison / "comparison.json", KEPT / "miniature.json")
+    shutil.copy(arguments.comparison / "picture.png", KEPT / "miniature.png")
+    sets = list(comparison["base"])
+    for path in (ROOT / "README.md", ROOT / "docs" / "results.md"):
+        replace(path, "accuracy", accuracy_table(comparison, sets))
+        replace(path, "verdicts", verdict_table(comparison))
+        replace(path, "cost", cost_table(comparison))
+    if arguments.tuning:
+        tuning = json.loads(arguments.tuning.read_text())
+        shutil.copy(arguments.tuning, KEPT / "tuning.json")
+        replace(ROOT / "docs" / "results.md", "tuning", tuning_table(tuning))
+
+
+if __name__ == "__main__":
+    main()
