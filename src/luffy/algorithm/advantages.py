@@ -23,8 +23,8 @@ def group_advantages(
     """Advantages of the rollouts of one group: A_i = r_i - mean(r), traces included in the mean.
 
     rewards: [n]. off_policy: [n], True for expert traces. Returns [n] in the precision of `rewards`.
-    baseline: `group` takes mean and deviation over all n rollouts (LUFFY); `on_policy` over the sampled ones (RL with an
-    SFT loss, where traces are no members of the group).
+    baseline: `group` takes mean and deviation over all n rollouts (LUFFY); `on_policy` over the sampled ones (RL with
+    an SFT loss, where traces are no members of the group).
     scale: `std` divides by the sample standard deviation + 1e-6 (GRPO), where one of exactly 0 counts as 1; `none` does
     not divide (Dr. GRPO, and the paper's experiments).
     A baseline over fewer than two rollouts has mean 0 and standard deviation 1, as in the original, so that nothing is

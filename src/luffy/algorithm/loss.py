@@ -2,10 +2,10 @@
 
     loss = - sum over tokens of w * [ surrogate + c_H * entropy - c_KL * KL ]        w = 1/Z
 
-The surrogate of a trace token is f(rho) * A, that of a sampled token rho * A or PPO's clipped form of it. All tensors are
-[..., tokens]; the leading axes are free, and a flat [tokens] does as well when the token weights are given. Weights are
-given by a caller that splits an optimizer step into micro-batches: computed over all of its rows, they make the losses
-of the micro-batches add up to the loss of the whole, exactly.
+The surrogate of a trace token is f(rho) * A, that of a sampled token rho * A or PPO's clipped form of it. All tensors
+are [..., tokens]; the leading axes are free, and a flat [tokens] does as well when the token weights are given. Weights
+are given by a caller that splits an optimizer step into micro-batches: computed over all of its rows, they make the
+losses of the micro-batches add up to the loss of the whole, exactly.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def token_weights(mask: Tensor, *, normalization: Normalization, max_length: int
     """The weight 1/Z of every token; 0 where the mask is.
 
     mask: [..., tokens], 1 or True on tokens that count; every row (all leading axes) is one sequence.
-    normalization: `constant` Z = sequences x max_length (Dr. GRPO); `token` Z = number of tokens; `sequence` Z = sequences
-    x the sequence's own length. max_length: the longest completion allowed, in tokens; used by `constant` alone.
+    normalization: `constant` Z = sequences x max_length (Dr. GRPO); `token` Z = number of tokens; `sequence` Z =
+    sequences x the sequence's own length. max_length: the longest completion allowed, in tokens; `constant` alone
+    uses it.
     Returns [..., tokens] in the mask's precision (float32 for integers and booleans). A mask of zeros gives zeros.
     """
     counted = mask if mask.is_floating_point() else mask.float()
@@ -102,8 +103,8 @@ def policy_loss(
     logprobs, behavior_logprobs, advantages, off_policy (bool), mask: [..., tokens], of one shape. What stands where the
     mask is 0 has no influence, whatever it is. See `surrogate` and `token_weights` for the options.
     weights: token weights over the whole optimizer step; None: those of this mask.
-    entropy: nats [..., tokens], for the bonus. reference_logprobs: of the model the KL term keeps near; the estimator is
-    r - log r - 1 with r = p_reference / p (k3), which is never negative.
+    entropy: nats [..., tokens], for the bonus. reference_logprobs: of the model the KL term keeps near; the estimator
+    is r - log r - 1 with r = p_reference / p (k3), which is never negative.
     importance_weights: factors on sampled tokens that correct for an engine that samples from a slightly other policy.
     Returns (loss, sums): the sums add over micro-batches: tokens and probabilities, sampled and trace; clipped tokens.
     Raises ValueError naming the tensor whose shape differs.
@@ -150,8 +151,8 @@ def policy_loss(
 def supervised_loss(logprobs: Tensor, mask: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Negative log-likelihood; every token weighs the same, whatever sequence it belongs to.
 
-    logprobs, mask: [..., tokens]. weights: token weights over the whole optimizer step; None: one over the tokens of this
-    mask. With weights, K micro-batches equal one batch: no mean of means (arXiv 2604.23747).
+    logprobs, mask: [..., tokens]. weights: token weights over the whole optimizer step; None: one over the tokens of
+    this mask. With weights, K micro-batches equal one batch: no mean of means (arXiv 2604.23747).
     """
     _check_shapes(logprobs, {"mask": mask, "weights": weights})
     if weights is None:
@@ -160,7 +161,7 @@ def supervised_loss(logprobs: Tensor, mask: Tensor, *, weights: Tensor | None = 
 
 
 def truncated_importance_weights(trainer_logprobs: Tensor, engine_logprobs: Tensor, cap: float) -> Tensor:
-    """min(p_trainer / p_engine, cap): corrects for an engine whose numerics differ from the trainer's. [...], detached."""
+    """Weights min(p_trainer / p_engine, cap) that correct for an engine of other numerics; [...], detached."""
     return torch.exp((trainer_logprobs - engine_logprobs).detach().clamp(*LOG_RATIO_RANGE)).clamp(max=cap)
 
 

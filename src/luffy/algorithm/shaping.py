@@ -30,17 +30,17 @@ def regularized(ratio: Tensor, *, gamma: float = 0.1) -> Tensor:
 
 
 def sqrt(ratio: Tensor) -> Tensor:
-    """f(rho) = sqrt(rho); gradient sqrt(rho) / 2. In the original code as `square_root`."""
+    """The square root, f(rho) = sqrt(rho); gradient sqrt(rho) / 2. In the original code as `square_root`."""
     return torch.sqrt(ratio)
 
 
 def power(ratio: Tensor, *, exponent: float = 0.5) -> Tensor:
-    """f(rho) = rho^exponent; gradient exponent * rho^exponent. In the original code as `pow`."""
+    """A power, f(rho) = rho^exponent; gradient exponent * rho^exponent. In the original code as `pow`."""
     return torch.pow(ratio, exponent)
 
 
 def log(ratio: Tensor) -> Tensor:
-    """f(rho) = log(rho); gradient 1: every token alike, as in supervised learning. In the original code as `logp`."""
+    """The logarithm, f(rho) = log(rho); gradient 1: every token alike, as in SFT. In the original code as `logp`."""
     return torch.log(ratio)
 
 
