@@ -21,12 +21,13 @@ from luffy.comparison.runner import Comparison, plan_comparison, run_comparison
 RECIPE = Path(__file__).parents[1] / "recipes" / "miniature.yaml"
 RATES = (5e-5, 1e-4, 2e-4)
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
-    # three settings each, six for what concerns SFT: the strongest rivals may not lack a setting
+    # three settings each, more for what concerns SFT: the strongest rivals may not lack a setting, and one that was
+    # best at the edge of a first grid got a wider one
     "on_policy": {"optimizer.learning_rate": RATES},
     "luffy": {"optimizer.learning_rate": RATES},
     "mixed": {"optimizer.learning_rate": RATES},
     "rl_sft": {"optimizer.learning_rate": RATES},
-    "sft": {"sft.learning_rate": (3e-5, 1e-4, 3e-4), "steps": (40, 120)},
+    "sft": {"sft.learning_rate": (3e-5, 1e-4, 3e-4, 1e-3), "steps": (40, 120, 400)},
     "sft_rl": {"sft.learning_rate": (1e-5, 3e-5, 1e-4), "optimizer.learning_rate": (5e-5, 1e-4)},
 }
 FIXED = (

@@ -19,6 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from luffy.data.miniature import ALPHABET, corpus_document, is_worked_exam
 
 ASSETS = Path(__file__).parents[1] / "src" / "luffy" / "assets"
+
+
 @dataclass(frozen=True)
 class Stage:
     """A part of the training, with an optimizer and random numbers of its own."""
