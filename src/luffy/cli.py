@@ -1,6 +1,6 @@
 """The commands: they parse, call and print. Results go to stdout, progress and messages to stderr.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 stopped by Ctrl-C or a request to terminate.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ application = typer.Typer(
 data_commands = typer.Typer(help="Look at problems and traces before training on them.", no_args_is_help=True)
 application.add_typer(data_commands, name="data")
 
+STOPPED = 130  # exit status of a run that was asked to stop, as shells have it for Ctrl-C
+
 messages = Console(stderr=True)
 results = Console()
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file; `luffy config` lists its keys.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys of the recipe: steps=50 data.train=my.jsonl")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys of the recipe: steps=50 data.train=my.jsonl"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Methods = Annotated[str, typer.Option(help="Comma-separated; `luffy methods` lists them.")]
@@ -51,7 +54,7 @@ def main() -> None:
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         messages.print("interrupted; the same command goes on from the last checkpoint.")
-        sys.exit(130)
+        sys.exit(STOPPED)
 
 
 @application.command()
@@ -72,13 +75,10 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) 
         from dataclasses import asdict
 
         _print_json(asdict(summary))
-        return
-    table = Table("set", "metric", "value", "95 % interval", title=f"{config.method}, seed {config.seed}: {summary.status}")
-    for name, metrics in summary.evaluations.items():
-        for metric, value in metrics.items():
-            table.add_row(name, metric, _percent(value["value"]), f"{_percent(value['low'])} - {_percent(value['high'])}")
-    results.print(table)
-    results.print(f"{summary.steps} steps, {summary.seconds:.0f} s. Model: {summary.output}/model")
+    else:
+        _print_summary(summary)
+    if summary.status != "finished":
+        raise typer.Exit(STOPPED)
 
 
 @application.command()
@@ -98,11 +98,9 @@ def compare(
     [dim]luffy compare recipes/miniature.yaml --methods luffy,on_policy,sft_rl --seeds 3 --jobs 2[/]
     """
     from luffy.algorithm.methods import METHODS
-    from luffy.comparison import write_comparison
     from luffy.comparison.runner import plan_comparison, run_comparison
     from luffy.config import nearest
     from luffy.progress import ComparisonProgress
-    from luffy.report import write_report
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     for name in names:
@@ -113,21 +111,34 @@ def compare(
         with ComparisonProgress(messages) as progress:
             run_comparison(plan, parallel=jobs, on_poll=progress.on_poll)
     finally:
-        if any(job.finished for job in plan.jobs):
-            written = write_comparison(output)
-            page = write_report([output], output / "report.html")
+        written = _write_comparison(output) if any(job.finished for job in plan.jobs) else None
+    if written is None:
+        return
     comparison = json.loads(written.read_text())
     if as_json:
         _print_json(comparison)
         return
     _print_comparison(comparison)
-    results.print(f"Page: {page.resolve()}", soft_wrap=True)
+    results.print(f"Page: {(output / 'report.html').resolve()}", soft_wrap=True)
+
+
+def _write_comparison(output: Path) -> Path:
+    """Everything that is made of the runs: the numbers, the page, the picture. Returns the file of the numbers."""
+    from luffy.comparison import write_comparison
+    from luffy.report import write_picture, write_report
+
+    written = write_comparison(output)
+    write_report([output], output / "report.html")
+    write_picture(output, output / "picture.png")
+    return written
 
 
 @application.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
-    benchmark: Annotated[list[str], typer.Option("--benchmark", "-b", help="NAME or FILE, with @k for k samples a problem.")],
+    benchmark: Annotated[
+        list[str], typer.Option("--benchmark", "-b", help="NAME or FILE, with @k for k samples a problem.")
+    ],
     limit: Annotated[int | None, typer.Option(min=1, help="The first N problems of each.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration, e.g. reward.kind=math")
@@ -144,9 +155,7 @@ def evaluate(
     from luffy.evaluation import evaluate as run_evaluation
 
     with messages.status("evaluating") as status:
-        result = run_evaluation(
-            model, benchmark, config, on_result=lambda one: status.update(f"evaluated {one.name}")
-        )
+        result = run_evaluation(model, benchmark, config, on_result=lambda one: status.update(f"evaluated {one.name}"))
     if as_json:
         _print_json(result.to_json())
         return
@@ -179,7 +188,7 @@ def report(
 
 @application.command()
 def config(
-    recipe: Annotated[Path | None, typer.Argument(help="Show the values of this recipe instead of the defaults.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help="Show the values of this recipe, not the defaults.")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -218,7 +227,7 @@ def check_data(
     model: Annotated[str | None, typer.Option(help="Count lengths in tokens of this model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a data file: broken rows, duplicates, traces that do not verify, lengths. Exit status 1 if something is wrong.
+    """Check a data file: broken rows, duplicates, wrong traces, lengths. Exit status 1 if something is wrong.
 
     [dim]luffy data check problems.jsonl --kind number --model Qwen/Qwen2.5-0.5B-Instruct[/]
     """
@@ -247,13 +256,27 @@ def show_data(
     source = load_training_problems(config.data)
     tokenizer = _tokenizer(model)
     for problem in source.problems[:count]:
-        results.print(show_problem(problem, tokenizer, template))
+        results.print(show_problem(problem, tokenizer, config.data.template))
 
 
 def _tokenizer(model: str) -> Any:
     from luffy.policy import load_tokenizer
 
     return load_tokenizer(model)
+
+
+def _print_summary(summary: Any) -> None:
+    title = f"{summary.method}, seed {summary.seed}: {summary.status}"
+    table = Table("set", "metric", "value", "95 % interval", title=title)
+    for name, metrics in summary.evaluations.items():
+        for metric, value in metrics.items():
+            interval = f"{_percent(value['low'])} - {_percent(value['high'])}"
+            table.add_row(name, metric, _percent(value["value"]), interval)
+    if summary.evaluations:
+        results.print(table)
+    line = f"{summary.method}, seed {summary.seed}: {summary.steps} steps, {summary.seconds:.0f} s."
+    where = f" Model: {summary.output}/model" if summary.status == "finished" else f" {summary.status.capitalize()}."
+    results.print(_plain(line + where), soft_wrap=True, highlight=False)
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from luffy.errors import ConfigError
 
@@ -24,6 +24,10 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
+
+# What may differ between the starts of one run: it does not change what the steps before it computed.
+FREE_KEYS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "rollouts_every", "evaluation.", "methods")
 
 
 class Section(BaseModel):
@@ -62,14 +66,18 @@ class DataConfig(Section):
         "step by step.`; auto takes the chat template where the tokenizer has one.",
     )
     max_prompt_tokens: Count = Field(1024, description="Longest prompt, in tokens.")
-    on_long_prompt: Literal["refuse", "drop"] = Field("refuse", description="A prompt over the limit: stop, or leave out.")
+    on_long_prompt: Literal["refuse", "drop"] = Field(
+        "refuse", description="A prompt over the limit: stop or leave out."
+    )
     on_bad_trace: Literal["refuse", "drop", "keep"] = Field(
-        "drop", description="A trace that does not verify: stop, leave the trace out, or keep it (it then earns reward 0)."
+        "drop", description="A trace that does not verify: stop, leave the trace out, or keep it (it earns reward 0)."
     )
     on_long_trace: Literal["refuse", "drop"] = Field(
         "drop", description="A trace longer than `rollout.max_tokens`: stop, or leave the trace out."
     )
-    on_bad_row: Literal["refuse", "drop"] = Field("refuse", description="A row that is not a problem: stop, or leave out.")
+    on_bad_row: Literal["refuse", "drop"] = Field(
+        "refuse", description="A row that is not a problem: stop or leave out."
+    )
     miniature: MiniatureConfig = Field(default_factory=MiniatureConfig, description="Dials of the built-in task.")
 
 
@@ -77,16 +85,16 @@ class RewardConfig(Section):
     """The verifier that turns a completion into reward 1 or 0."""
 
     kind: str = Field("exact", description="Verifier: exact, number, math, or a function named python:module:function.")
-    workers: int = Field(1, ge=0, le=256, description="Verifier processes; 0 verifies in this process, without deadline.")
+    workers: int = Field(1, ge=0, le=256, description="Verifier processes; 0: in this process, without deadline.")
     deadline: Positive = Field(5.0, description="Seconds a verification may take before it is stopped.")
-    max_failures: Fraction = Field(0.5, description="Share of failed verifications in a step above which the run stops.")
+    max_failures: Fraction = Field(0.5, description="Share of failed verifications in a step that stops the run.")
 
 
 class RolloutConfig(Section):
     """How the groups are made."""
 
     group_size: int = Field(8, ge=2, description="Rollouts a problem, traces included.")
-    traces: int = Field(1, ge=0, description="How many of them are expert traces, for methods that put traces in groups.")
+    traces: int = Field(1, ge=0, description="How many of them are traces, for methods that learn from traces in RL.")
     temperature: Positive = Field(1.0, description="Sampling temperature; log-probs are taken at it.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 samples from the whole distribution.")
     max_tokens: Count = Field(512, description="Longest completion, in tokens; a longer one is cut and earns nothing.")
@@ -106,12 +114,14 @@ class ObjectiveConfig(Section):
 
     gamma: Positive = Field(0.1, description="Policy shaping: f(rho) = rho / (rho + gamma).")
     exponent: Positive = Field(0.5, description="Exponent of the `power` shaping.")
-    shaping: str | None = Field(None, description="Replaces the method's shaping of trace tokens; a name in SHAPINGS.")
+    shaping: Literal["none", "regularized", "sqrt", "power", "log"] | None = Field(
+        None, description="Replaces the method's shaping of trace tokens; a name in SHAPINGS."
+    )
     clip_range: Positive = Field(0.2, description="Clip range of PPO's surrogate, for methods that clip.")
     normalization: Literal["constant", "token", "sequence"] = Field(
         "constant", description="Divisor Z: sequences x rollout.max_tokens, all tokens, or each sequence's own length."
     )
-    scale: Literal["none", "std"] = Field("none", description="Divide advantages by the group's standard deviation, or not.")
+    scale: Literal["none", "std"] = Field("none", description="Divide advantages by the group's standard deviation?")
     entropy_coefficient: NotNegative = Field(0.0, description="Entropy bonus (the paper says 0.01, its script 0.001).")
     kl_coefficient: NotNegative = Field(0.0, description="Penalty on the KL divergence from the base model.")
     sft_coefficient: NotNegative = Field(1.0, description="Weight of the supervised term of `rl_sft`.")
@@ -158,8 +168,8 @@ class PolicyConfig(Section):
 class EvaluationConfig(Section):
     """What is measured, when, and how it is sampled."""
 
-    benchmarks: tuple[str, ...] = Field((), description="NAME or FILE, with @k for k samples a problem; at start and end.")
-    watch: tuple[str, ...] = Field((), description="Those of them that are also measured every `every` steps.")
+    benchmarks: Names = Field((), description="NAME or FILE, with @k for k samples a problem; at start and end.")
+    watch: Names = Field((), description="Those of them that are also measured every `every` steps.")
     every: int = Field(0, ge=0, description="Steps between evaluations of `watch`; 0: only at start and end.")
     limit: Count | None = Field(None, description="Problems taken from each benchmark; empty: all.")
     temperature: NotNegative = Field(0.0, description="0 is greedy decoding; needed above 0 for @k with k > 1.")
@@ -180,8 +190,8 @@ class Config(Section):
     """Everything that defines a run."""
 
     method: str = Field("luffy", description="One of METHODS: luffy, on_policy, mixed, sft, sft_rl, rl_sft, ...")
-    model: str = Field(MINIATURE, description="Model folder or hub name; `miniature` and `miniature-eager` are built in.")
-    output: str = Field("runs/latest", description="The run folder.")
+    model: str = Field(MINIATURE, description="Model folder or hub name; built in: miniature, miniature-eager.")
+    output: str = Field("runs/latest", min_length=1, description="The run folder.")
     seed: int = Field(0, ge=0, description="Seed of everything that is drawn.")
     steps: Count = Field(100, description="Steps of the last phase: RL steps, or SFT steps for `sft`.")
     problems_per_step: Count = Field(16, description="Problems drawn a step, hence groups.")
@@ -204,6 +214,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        from luffy.algorithm.methods import METHODS
+
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}.{nearest(self.method, METHODS)}")
+        if METHODS[self.method].traces != "none" and self.rollout.traces == 0:
+            raise ValueError(f"method {self.method!r} learns from traces, but rollout.traces is 0")
         groups = self.problems_per_step
         if self.updates_per_step > groups:
             raise ValueError(f"updates_per_step ({self.updates_per_step}) is larger than problems_per_step ({groups})")
@@ -219,14 +235,13 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] | Mappi
     where = str(path) if path is not None else "configuration"
     tree = _read_yaml(Path(path)) if path is not None else {}
     given = dict(overrides) if isinstance(overrides, Mapping) else dict(map(parse_override, overrides))
-    _refuse_unknown_methods(tree, where)
-    method = given.get("method", tree.get("method", Config.model_fields["method"].default))
-    of_method = (tree.get("methods") or {}).get(method) or {}
-    for origin, changes in ((f"{where}: methods.{method}", of_method), ("override", given)):
-        if not isinstance(changes, Mapping):
-            raise ConfigError(f"{origin}: expected `dotted.key: value` pairs, got {type(changes).__name__}.")
-        for key, value in changes.items():
-            _assign(tree, str(key), value, origin)
+    tree["methods"] = _settings_of_methods(tree.get("methods"), given, where)
+    method = str(given.get("method", tree.get("method", Config.model_fields["method"].default)))
+    for key, value in tree["methods"].get(method, {}).items():
+        _assign(tree, key, value, f"{where}: methods.{method}")
+    for key, value in given.items():
+        if not key.startswith("methods."):
+            _assign(tree, key, value, "override")
     return _validate(tree, where)
 
 
@@ -250,6 +265,12 @@ def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def differing_keys(before: Config, now: Config) -> list[str]:
+    """The keys in which two configurations of one run folder differ, without those that may."""
+    old, new = flatten(before), flatten(now)
+    return [key for key in new if new[key] != old[key] and not key.startswith(FREE_KEYS)]
+
+
 def describe() -> list[tuple[str, str, str]]:
     """Every key with its default and its one-sentence explanation, in the order of the schema."""
     return list(_describe(Config, ""))
@@ -271,12 +292,24 @@ def known_keys() -> list[str]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean '...'?` for the closest known word, or an empty string."""
-    names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if not close:  # the last part may be right and its section wrong or missing
-        close = [name for name in names if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]][:1]
+    """` Did you mean '...'?` for the closest known word, or an empty string.
+
+    Of dotted keys the last part counts most: it may be right under a wrong section, cut short, or its initials (`lr`).
+    """
+    section, _, last = word.rpartition(".")
+    names = sorted(known, key=lambda name: name.rpartition(".")[0] != section)  # those of the same section first
+    tails = [name.rpartition(".")[2] for name in names]
+    close = [name for name, tail in zip(names, tails, strict=True) if last in (tail, _initials(tail))]
+    close = close or [name for name, tail in zip(names, tails, strict=True) if len(last) > 2 and tail.startswith(last)]
+    close = close or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    close = close or [names[tails.index(tail)] for tail in difflib.get_close_matches(last, tails, n=1, cutoff=0.6)]
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _initials(name: str) -> str:
+    """`lr` of `learning_rate`; nothing for a name of one word."""
+    words = name.split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -314,21 +347,40 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return f"line {mark.line + 1}: {problem}" if mark else str(problem)
 
 
-def _refuse_unknown_methods(tree: dict[str, Any], where: str) -> None:
+def _settings_of_methods(recipe: Any, given: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """What the recipe says under `methods`, changed by overrides `methods.NAME.KEY`; names and keys are known ones."""
+    if recipe is not None and not isinstance(recipe, dict):
+        raise ConfigError(f"{where}: 'methods' expects method names with settings below them.")
+    settings: dict[str, dict[str, Any]] = {}
+    for method, changes in (recipe or {}).items():
+        if not isinstance(changes, dict | None):
+            kind = type(changes).__name__
+            raise ConfigError(f"{where}: methods.{method}: expected `dotted.key: value` pairs, got {kind}.")
+        for key, value in (changes or {}).items():
+            _check_of_method(str(method), str(key), f"{where}: methods.{method}")
+            settings.setdefault(str(method), {})[str(key)] = value
+    for name, value in given.items():
+        if name.startswith("methods."):
+            method, _, key = name.removeprefix("methods.").partition(".")
+            _check_of_method(method, key, f"override {name!r}")
+            settings.setdefault(method, {})[key] = value
+    return settings
+
+
+def _check_of_method(method: str, key: str, origin: str) -> None:
     from luffy.algorithm.methods import METHODS
 
-    methods = tree.get("methods")
-    if methods is not None and not isinstance(methods, dict):
-        raise ConfigError(f"{where}: 'methods' expects method names with settings below them.")
-    for name in methods or {}:
-        if name not in METHODS:
-            raise ConfigError(f"{where}: unknown method {name!r} under 'methods'.{nearest(str(name), METHODS)}")
+    if method not in METHODS:
+        raise ConfigError(f"{origin}: unknown method {method!r}.{nearest(method, METHODS)}")
+    known = [one for one in known_keys() if one not in ("method", "methods")]
+    if key not in known:
+        raise ConfigError(f"{origin}: unknown key {key!r}.{nearest(key, known)}")
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
     """Set a dotted key in the nested tree."""
     known = known_keys()
-    if key not in known and not key.startswith("methods."):
+    if key not in known:
         raise ConfigError(f"{origin}: unknown key {key!r}.{nearest(key, known)}")
     *sections, last = key.split(".")
     for section in sections:
@@ -341,15 +393,16 @@ def _assign(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
 
 
 def _validate(tree: dict[str, Any], where: str) -> Config:
-    from luffy.algorithm.methods import METHODS
-
+    given = {key: value for key, value in tree.items() if value is not None or key not in _sections()}
     try:
-        config = Config.model_validate(tree)
+        return Config.model_validate(given)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, where) for item in error.errors())) from None
-    if config.method not in METHODS:
-        raise ConfigError(f"{where}: unknown method {config.method!r}.{nearest(config.method, METHODS)}")
-    return config
+
+
+def _sections() -> set[str]:
+    """Keys that hold other keys; one with nothing below it in a recipe is as good as absent."""
+    return {key.partition(".")[0] for key in known_keys() if "." in key}
 
 
 def _explain(item: Any, where: str) -> str:
@@ -359,5 +412,5 @@ def _explain(item: Any, where: str) -> str:
         return f"{where}: unknown key {key!r}.{nearest(key, known_keys())}"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
-        return f"{where}: {key + ': ' if key else ''}{message}."
+        return f"{where}: {key + ': ' if key else ''}{message.rstrip('.')}{'' if message.endswith('?') else '.'}"
     return f"{where}: '{key}' {message[0].lower()}{message[1:]}, got {item['input']!r}."

@@ -118,7 +118,8 @@ def _table(comparison: Comparison, latest: dict[int, dict[str, Any]], left: str)
     for job in comparison.jobs:
         metrics = latest[id(job)]
         numbers = [_short(metrics[key]) if key in metrics else "" for key in SHOWN.values()]
-        table.add_row(f"{_mark(job)} {job.method} {job.seed}", f"{metrics.get('step', 0)}/{total_steps(job.config)}", *numbers)
+        step = f"{metrics.get('step', 0)}/{total_steps(job.config)}"
+        table.add_row(f"{_mark(job)} {job.method} {job.seed}", step, *numbers)
     return table
 
 

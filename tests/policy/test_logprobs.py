@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, build_model
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
 from luffy.policy import Scorer, score_hidden_states
+from tiny_models import VOCABULARY, build_model
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
 COMPLETIONS = [[10, 11], [12, 13, 14, 15, 16], [17]]
@@ -51,20 +58,32 @@ def test_entropy_carries_a_gradient_only_when_asked():
     assert scorer(PROMPTS, COMPLETIONS, entropy_gradient=True).entropy.requires_grad
 
 
-def test_known_caps_on_logits_are_applied():
-    config = Gemma2Config(
+SCALED = {
+    "gemma": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 0.5, "head_dim": 16}),
+    "granite": (GraniteForCausalLM, GraniteConfig, {"logits_scaling": 3.0}),
+    "cohere": (CohereForCausalLM, CohereConfig, {"logit_scale": 0.3}),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_known_scalings_and_caps_of_logits_are_applied(name, caplog):
+    architecture, configuration, special = SCALED[name]
+    config = configuration(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.5, pad_token_id=0,
+        num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.3, **special,
     )  # fmt: skip
     torch.manual_seed(0)
-    capped = Gemma2ForCausalLM(config).double().eval()
-    scores = Scorer(capped, pad_id=0, chunk_elements=100)(PROMPTS, COMPLETIONS)
-    expected = [plain(capped, *row)[0] for row in zip(PROMPTS, COMPLETIONS, strict=True)]
-    torch.testing.assert_close(scores.logprobs, torch.cat(expected), rtol=1e-8, atol=1e-8)
+    model = architecture(config).double().eval()
+    scores = Scorer(model, pad_id=0, chunk_elements=100)(PROMPTS, COMPLETIONS)
+    expected = [plain(model, *row)[0] for row in zip(PROMPTS, COMPLETIONS, strict=True)]
+    torch.testing.assert_close(scores.logprobs, torch.cat(expected), rtol=1e-6, atol=1e-6)  # they cap in float32
+    assert "computed whole" not in caplog.text
 
 
-def test_a_head_that_does_more_than_its_configuration_says_is_noticed(caplog):
+@pytest.mark.parametrize("scale", [1.0, 1e-4])  # also where all logits are small
+def test_a_head_that_does_more_than_its_configuration_says_is_noticed(caplog, scale):
     model = build_model()
+    model.lm_head.weight.data *= scale
     plain_forward = model.forward
 
     def forward(*args, **kwargs):
@@ -77,6 +96,33 @@ def test_a_head_that_does_more_than_its_configuration_says_is_noticed(caplog):
     expected = [plain(model, *row)[0] for row in zip(PROMPTS, COMPLETIONS, strict=True)]
     torch.testing.assert_close(scores.logprobs, torch.cat(expected), rtol=1e-10, atol=1e-10)
     assert "computed whole" in caplog.text
+
+
+def test_scores_do_not_depend_on_the_other_rows_or_their_order(model):
+    scorer = Scorer(model, pad_id=0, chunk_elements=100)
+    together = scorer(PROMPTS, COMPLETIONS).logprobs.split([len(one) for one in COMPLETIONS])
+    turned = scorer(PROMPTS[::-1], COMPLETIONS[::-1]).logprobs.split([len(one) for one in COMPLETIONS[::-1]])
+    for place in range(len(PROMPTS)):
+        alone = scorer([PROMPTS[place]], [COMPLETIONS[place]]).logprobs
+        torch.testing.assert_close(together[place], alone, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(turned[-1 - place], alone, rtol=1e-10, atol=1e-10)
+
+
+def test_what_fills_up_the_rows_has_no_influence(model):
+    one, other = (Scorer(model, pad_id=pad, chunk_elements=100)(PROMPTS, COMPLETIONS) for pad in (0, 33))
+    torch.testing.assert_close(one.logprobs, other.logprobs, rtol=1e-12, atol=1e-12)
+
+
+def test_only_a_chunk_of_logits_exists_at_once(model):
+    sizes = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, given, output: sizes.append(output.numel()))
+    scorer = Scorer(model, pad_id=0, chunk_elements=2 * VOCABULARY)
+    scorer(PROMPTS[:1], COMPLETIONS[:1])  # the first use compares body and head with the model
+    sizes.clear()
+    scorer(PROMPTS, COMPLETIONS).logprobs.sum().backward()
+    assert max(sizes) == 2 * VOCABULARY
+    assert sum(sizes) == 2 * 8 * VOCABULARY  # each of the 8 tokens' logits once, and once more for the gradient
 
 
 def test_score_hidden_states_by_hand():

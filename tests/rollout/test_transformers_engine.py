@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, build_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import MistralConfig, MistralForCausalLM
 
 from luffy.policy import Scorer
 from luffy.rollout import Sampling, TransformersEngine, draw_tokens, keep_nucleus
+from tiny_models import VOCABULARY, build_model
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13]]
 EOS = (30, 31)
@@ -17,16 +18,44 @@ def engine(model, eos=EOS, **options):
     return TransformersEngine(model, eos_ids=eos, pad_id=0, **options)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_sampling_logprobs_are_the_trainers(model, temperature):
-    groups = engine(model).generate(PROMPTS, 5, Sampling(20, temperature=temperature, seed=3))
+def gap(model, sampling):
+    """The largest difference between the log-probs of the engine and those of the trainer; checks uneven rows."""
+    groups = engine(model).generate(PROMPTS, 5, sampling)
     rows = [(prompt, one) for prompt, group in zip(PROMPTS, groups, strict=True) for one in group]
     scores = Scorer(model, pad_id=0, chunk_elements=10**6)(
-        [prompt for prompt, _ in rows], [one.token_ids for _, one in rows], temperature=temperature
+        [prompt for prompt, _ in rows], [one.token_ids for _, one in rows], temperature=sampling.temperature
     )
-    sampled = torch.tensor([value for _, one in rows for value in one.logprobs])
-    torch.testing.assert_close(sampled, scores.logprobs.float(), rtol=1e-5, atol=1e-5)
-    assert len({len(one.token_ids) for _, one in rows}) > 3  # the rows really were uneven
+    assert len({len(one.token_ids) for _, one in rows}) > 3
+    sampled = torch.tensor([value for _, one in rows for value in one.logprobs], dtype=torch.float64)
+    return float((sampled - scores.logprobs.detach().double()).abs().max())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_sampling_logprobs_are_the_trainers(kind, dtype, tolerance, temperature):
+    assert gap(build_model(kind, dtype), Sampling(20, temperature=temperature, seed=3)) < tolerance
+
+
+def test_sampling_logprobs_under_top_p_are_those_before_truncation(model):
+    assert gap(model, Sampling(20, top_p=0.6, seed=3)) < 1e-10
+
+
+def test_a_sliding_window_shorter_than_the_rows():
+    config = MistralConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=6, initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    assert gap(MistralForCausalLM(config).double().eval(), Sampling(20, seed=3)) < 1e-10
+
+
+def test_dropout_of_a_model_in_training_mode_is_not_sampled_from():
+    model = build_model()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    assert engine(model).generate(PROMPTS, 2, Sampling(9)) == engine(build_model()).generate(PROMPTS, 2, Sampling(9))
 
 
 def test_batches_and_leaving_rows_do_not_change_what_is_sampled(model):
@@ -80,6 +109,31 @@ def test_new_weights_are_used_and_the_mode_is_restored():
     model.train()
     ours.generate(PROMPTS, 1, Sampling(3))
     assert model.training
+    with pytest.raises(IndexError):
+        ours.generate([[VOCABULARY + 1]], 1, Sampling(3))
+    assert model.training
+
+
+def test_groups_come_in_the_order_of_the_prompts(model):
+    groups = engine(model).generate(PROMPTS, 3, Sampling(8, temperature=0))
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        (alone,) = engine(model).generate([prompt], 1, Sampling(8, temperature=0))
+        assert [one.token_ids for one in group] == [alone[0].token_ids] * 3
+
+
+def test_no_prompts_give_no_groups(model):
+    assert engine(model).generate([], 4, Sampling(8)) == []
+
+
+def test_finished_rows_leave_the_batch(model):
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda module, given, named: sizes.append(len(named["input_ids"])), with_kwargs=True
+    )
+    groups = engine(model, eos=range(0, VOCABULARY, 4)).generate(PROMPTS, 16, Sampling(40, seed=0))
+    used = sum(len(one.token_ids) for group in groups for one in group)
+    assert sizes[:2] == [len(PROMPTS), max(sizes)]  # one prefill a prompt
+    assert used <= sum(sizes[1:]) + len(PROMPTS) * 16 <= 1.25 * used  # few rows go on after their end
 
 
 def test_nucleus_by_hand():

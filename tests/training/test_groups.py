@@ -1,81 +1,205 @@
-import pytest
-import torch
+"""The steps before the update: what is drawn, who joins a group, what is verified, what it is worth."""
 
-from luffy import Problem, Trace, load_config
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luffy import load_config
 from luffy.algorithm import METHODS
 from luffy.data import EncodedProblem, EncodedTrace
-from luffy.policy import load_tokenizer
 from luffy.reward import Verdict
 from luffy.training.clock import Clock
 from luffy.training.groups import assign_advantages, collect_groups, draw, seed_of
-from luffy.types import Completion
+from luffy.training.metrics import group_metrics, rollout_records
+from luffy.types import Completion, Group, Problem, Rollout
 
 
-@pytest.mark.parametrize(("items", "count"), [(10, 3), (4, 4), (3, 7)])
-def test_every_epoch_draws_every_item_once(items, count):
-    drawn = [item for step in range(items) for item in draw(range(items), step, count, "seed", 0)]
-    for start in range(0, items * count, items):
-        assert sorted(drawn[start : start + items]) == list(range(items))
+class FakeTokenizer:
+    """Token 9 ends a text and is special; the others are themselves."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return " ".join(str(one) for one in ids if not (skip_special_tokens and one == 9))
 
 
-def test_what_is_drawn_depends_on_seed_and_step_alone():
-    assert draw(range(50), 7, 5, "a", 1) == draw(range(50), 7, 5, "a", 1)
-    assert draw(range(50), 7, 5, "a", 1) != draw(range(50), 7, 5, "a", 2)
+class FakeEngine:
+    """Completion j of problem i is `[i, j, 9]`; every third is cut off by the limit."""
 
-
-class ScriptedEngine:
-    """Answers '#1' and ends; every third completion is cut off."""
-
-    def __init__(self, tokenizer):
-        self.tokens = tuple(tokenizer("#1")["input_ids"])
-        self.asked = []
+    def __init__(self):
+        self.calls = []
 
     def generate(self, prompt_ids, n, sampling):
-        self.asked.append((len(prompt_ids), n))
+        self.calls.append((len(prompt_ids), n, sampling))
         return [
-            [Completion(self.tokens, (-0.5,) * len(self.tokens), place % 3 != 2) for place in range(n)]
-            for _ in prompt_ids
+            [Completion((prompt[0], copy, 8 if copy % 3 == 2 else 9), (-0.5,) * 3, copy % 3 != 2) for copy in range(n)]
+            for prompt in prompt_ids
         ]
 
 
-def encoded(name, answer, traces):
-    made = tuple(EncodedTrace((5, 6, 1), None, f"trace {place}", 1.0) for place in range(traces))
-    return EncodedProblem(Problem(name, "Q1:", answer, traces=tuple(Trace("t") for _ in made)), (3, 4), made)
+def encoded(number, traces=0, reward=1.0):
+    problem = Problem(f"p{number}", f"prompt {number}", f"{number} 0")
+    made = tuple(EncodedTrace((number, 50 + place, 9), None, f"trace {place}", reward) for place in range(traces))
+    return EncodedProblem(problem, (number,), made)
 
 
-def collect(method, problems):
-    tokenizer = load_tokenizer("miniature")
-    engine, seen = ScriptedEngine(tokenizer), []
+def collect(problems, method="luffy", step=1, engine=None, **overrides):
+    graded = []
 
     def verify(pairs):
-        seen.extend(pairs)
-        return [Verdict(text == f"#{answer}", text) for text, answer in pairs]
+        graded.extend(pairs)
+        return [Verdict(text == answer, text) for text, answer in pairs]
 
-    config = load_config(overrides={"method": method, "rollout.group_size": 4})
     groups = collect_groups(
-        problems, engine=engine, verify=verify, tokenizer=tokenizer, method=METHODS[method], config=config, step=1,
+        problems,
+        engine=engine or FakeEngine(),
+        verify=verify,
+        tokenizer=FakeTokenizer(),
+        method=METHODS[method],
+        config=load_config(overrides={"rollout.group_size": 4} | overrides),
+        step=step,
         clock=Clock(),
-    )  # fmt: skip
-    assign_advantages(groups, METHODS[method], config)
-    return groups, engine, seen
+    )
+    return groups, graded
 
 
-def test_groups_have_their_size_whatever_the_traces():
-    problems = [encoded("none", "1", 0), encoded("one", "2", 1), encoded("three", "1", 3)]
-    groups, engine, seen = collect("luffy", problems)
-    assert [len(group.rollouts) for group in groups] == [4, 4, 4]
-    assert [sum(one.off_policy for one in group.rollouts) for group in groups] == [0, 1, 1]
-    assert sorted(engine.asked) == [(1, 4), (2, 3)]
-    assert len(seen) == 3 + 2 + 2  # completions that were cut off have no final answer to verify
-    assert [one.reward for one in groups[0].rollouts] == [1, 1, 0, 1]
-    assert [one.finished for one in groups[0].rollouts] == [True, True, False, True]
-    # the second problem: own rollouts wrong or cut, the trace right
-    assert groups[1].advantages == pytest.approx([-0.25, -0.25, -0.25, 0.75])
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3))
+def test_each_epoch_comes_once(items, count, seed):
+    steps = 3 * items
+    drawn = [one for step in range(steps) for one in draw(range(items), step, count, "problems", seed)]
+    for epoch in range(len(drawn) // items):
+        assert Counter(drawn[epoch * items : (epoch + 1) * items]) == Counter(range(items))
 
 
-def test_on_policy_sees_no_trace_and_an_sft_loss_leaves_them_out_of_the_baseline():
-    groups, _, _ = collect("on_policy", [encoded("one", "2", 1)])
-    assert not any(one.off_policy for one in groups[0].rollouts)
-    groups, _, _ = collect("rl_sft", [encoded("one", "1", 1)])
-    rewards = torch.tensor([one.reward for one in groups[0].rollouts[:3]])
-    assert groups[0].advantages[:3] == pytest.approx((rewards - rewards.mean()).tolist())
+def test_what_is_drawn_depends_on_seed_and_step_alone():
+    forwards = [draw(range(50), step, 7, "problems", 3) for step in range(20)]
+    backwards = [draw(range(50), step, 7, "problems", 3) for step in reversed(range(20))]
+    assert forwards == backwards[::-1]
+    assert draw(range(50), 0, 7, "problems", 4) != forwards[0]
+    assert draw(range(50), 0, 7, "traces", 3) != forwards[0]
+    assert forwards[0] != draw(range(50), 7, 7, "problems", 3)  # the second epoch has another order
+
+
+def test_seeds_are_the_same_on_every_machine():
+    assert seed_of("sample", 0, 1, 7) == 1087950740658245905
+    assert 0 <= seed_of("x") < 2**63
+
+
+def test_a_group_always_has_its_size():
+    (without, with_one, with_three), _ = collect([encoded(1), encoded(2, 1), encoded(3, 3)])
+    assert [[one.off_policy for one in group.rollouts] for group in (without, with_one, with_three)] == [
+        [False] * 4,
+        [False] * 3 + [True],
+        [False] * 3 + [True],
+    ]
+
+
+def test_one_call_of_the_engine_for_each_number_of_rollouts():
+    engine = FakeEngine()
+    groups, _ = collect([encoded(1), encoded(2, 1), encoded(3), encoded(4, 2)], engine=engine)
+    assert [(prompts, n) for prompts, n, _ in engine.calls] == [(2, 3), (2, 4)]
+    assert len({sampling.seed for _, _, sampling in engine.calls}) == 2
+    assert [group.rollouts[0].completion_ids[0] for group in groups] == [1, 2, 3, 4]  # each got its own
+
+
+def test_which_of_several_traces_changes_from_step_to_step_and_is_reproducible():
+    def chosen(step, seed=0):
+        (group,), _ = collect([encoded(1, 3)], step=step, seed=seed)
+        return group.rollouts[-1].completion_ids[1]
+
+    assert [chosen(step) for step in range(30)] == [chosen(step) for step in range(30)]
+    assert {chosen(step) for step in range(30)} == {50, 51, 52}
+    assert [chosen(step) for step in range(30)] != [chosen(step, seed=1) for step in range(30)]
+
+
+def test_several_traces_a_group():
+    (group,), _ = collect([encoded(1, 3)], **{"rollout.traces": 2})
+    assert [one.off_policy for one in group.rollouts] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("method", ["on_policy", "sft_rl", "on_policy_shaping"])
+def test_methods_without_traces_in_reinforcement_sample_all(method):
+    (group,), _ = collect([encoded(1, 3)], method=method)
+    assert not any(one.off_policy for one in group.rollouts)
+    assert len(group.rollouts) == 4
+
+
+def test_a_completion_that_was_cut_off_is_not_verified_and_earns_nothing():
+    (group,), graded = collect([encoded(1)])
+    assert graded == [("1 0", "1 0"), ("1 1", "1 0"), ("1 3", "1 0")]  # not the third; no special token
+    assert [one.reward for one in group.rollouts] == [1, 0, 0, 0]
+    assert [one.finished for one in group.rollouts] == [True, True, False, True]
+
+
+def test_a_trace_earns_what_its_verification_said():
+    (right,), _ = collect([encoded(1, 1)])
+    (wrong,), _ = collect([encoded(1, 1, reward=0.0)])
+    assert (right.rollouts[-1].reward, wrong.rollouts[-1].reward) == (1, 0)
+    assert right.rollouts[-1].behavior_logprobs == [0.0] * 3  # pi_phi = 1
+
+
+def test_a_traces_own_logprobs_are_used():
+    problem = encoded(1)
+    trace = EncodedTrace((1, 9), (-0.1, -0.2), "t", 1.0)
+    (group,), _ = collect([EncodedProblem(problem.problem, problem.prompt_ids, (trace,))])
+    assert group.rollouts[-1].behavior_logprobs == (-0.1, -0.2)
+
+
+def rewarded(rewards, traces):
+    off_policy = [False] * (len(rewards) - traces) + [True] * traces
+    rollouts = [
+        Rollout((1,), (2, 9), (-0.5, -1.5), off, True, reward, "")
+        for off, reward in zip(off_policy, rewards, strict=True)
+    ]
+    return Group(Problem("p", "q", "a"), rollouts)
+
+
+@pytest.mark.parametrize(
+    ("method", "scale", "expected"),
+    [
+        ("luffy", "none", [-0.5, 0.5, -0.5, 0.5]),
+        ("luffy", "std", [-0.8660239, 0.8660239, -0.8660239, 0.8660239]),
+        ("rl_sft", "none", [-1 / 3, 2 / 3, -1 / 3, 2 / 3]),  # the baseline is that of the own rollouts
+    ],
+)
+def test_advantages_by_hand(method, scale, expected):
+    group = rewarded([0, 1, 0, 1], traces=1)
+    assign_advantages([group], METHODS[method], load_config(overrides={"objective.scale": scale}))
+    assert group.advantages == pytest.approx(expected, rel=1e-6)
+
+
+def test_metrics_of_groups_by_hand():
+    groups = [rewarded([0, 1, 0, 1], 1), rewarded([0, 0, 0, 1], 1), rewarded([1, 1, 1, 1], 1)]
+    assign_advantages(groups, METHODS["luffy"], load_config())
+    metrics = group_metrics(groups)
+    assert metrics == pytest.approx(
+        {
+            "reward/on_policy": 4 / 9,
+            "reward/traces": 1.0,
+            "groups/all_failed": 1 / 3,
+            "groups/all_solved": 1 / 3,
+            "guidance/trace_advantage": (0.5 + 0.75 + 0) / 3,
+            "policy/entropy": 1.0,
+            "completion/length": 2.0,
+            "completion/truncated": 0.0,
+            "verifier/failures": 0.0,
+        }
+    )
+
+
+def test_metrics_without_traces_do_not_name_them():
+    groups = [rewarded([0, 1], 0)]
+    assign_advantages(groups, METHODS["on_policy"], load_config())
+    assert not {"reward/traces", "guidance/trace_advantage"} & set(group_metrics(groups))
+
+
+def test_records_hold_tokens_of_the_first_groups_only():
+    groups = [rewarded([0, 1], 1) for _ in range(3)]
+    assign_advantages(groups, METHODS["luffy"], load_config())
+    records = rollout_records(groups, FakeTokenizer(), detailed=2)
+    own, trace = records[0]["rollouts"]
+    assert own["logprobs"] == [-0.5, -1.5]
+    assert own["tokens"] == ["2", "9"]
+    assert "logprobs" not in trace  # a trace has none that were recorded
+    assert "tokens" not in records[2]["rollouts"][0]
+    assert [one["advantage"] for one in records[2]["rollouts"]] == [-0.5, 0.5]

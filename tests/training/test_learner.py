@@ -1,18 +1,22 @@
 """The update: exact under any split into micro-batches, equal to a plain reference, and safe when numbers go wrong."""
 
 import copy
+import json
+import math
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, build_model
 
 from luffy import RunError, load_config
 from luffy.algorithm import METHODS
+from luffy.config import known_keys
 from luffy.policy import LoadedModel
+from luffy.policy.load import disable_dropout
 from luffy.training.groups import assign_advantages
 from luffy.training.learner import Learner
 from luffy.training.schedule import learning_rate
 from luffy.types import Group, Problem, Rollout
+from tiny_models import VOCABULARY, build_model
 
 GENERATOR = torch.Generator()
 
@@ -40,11 +44,15 @@ def build_groups():
 
 
 def build_learner(method="luffy", dtype=torch.float64, **overrides):
-    settings = {"method": method, "rollout.max_tokens": 40, "optimizer.learning_rate": 1e-3} | {
-        key.replace("__", "."): value for key, value in overrides.items()
-    }
+    settings = {
+        "method": method,
+        "rollout.max_tokens": 40,
+        "optimizer.learning_rate": 1e-3,
+        "sft.learning_rate": 1e-3,
+        "sft.schedule": "constant",
+    } | {key.replace("__", "."): value for key, value in overrides.items()}
     loaded = LoadedModel(build_model(dtype=dtype), None, (2,), 0)
-    learner = Learner(loaded, load_config(overrides=settings | {"sft.learning_rate": 1e-3, "sft.schedule": "constant"}))
+    learner = Learner(loaded, load_config(overrides=settings))
     learner.start_phase(METHODS[method].phases[-1], 0, 10)
     return learner
 
@@ -102,13 +110,13 @@ def test_a_mean_of_means_would_be_noticed():
 @pytest.mark.parametrize("budget", [1, 60, 10**6])
 def test_the_token_budget_does_not_change_the_weights(budget):
     expected = train_steps(build_learner())
-    torch.testing.assert_close(train_steps(build_learner(policy__token_budget=budget)), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        train_steps(build_learner(policy__token_budget=budget)), expected, rtol=1e-10, atol=1e-10
+    )
 
 
-def test_the_gradient_is_that_of_the_formula():
+def plain_loss(model, groups, behavior=None):
     """LUFFY on whole logits, a token at a time: -1/(B L) sum of f(rho) A, f(rho) = rho / (rho + 0.1) on traces."""
-    learner, groups = build_learner(), build_groups()
-    model = copy.deepcopy(learner.policy)
     loss = torch.zeros((), dtype=torch.float64)
     for group in groups:
         rewards = [one.reward for one in group.rollouts]
@@ -117,19 +125,80 @@ def test_the_gradient_is_that_of_the_formula():
             row = torch.tensor([[*one.prompt_ids, *one.completion_ids]])
             logprobs = torch.log_softmax(model(input_ids=row).logits[0], dim=-1)
             for place, token in enumerate(one.completion_ids):
-                logprob = logprobs[len(one.prompt_ids) + place - 1, token]
-                p = logprob.exp()
-                term = p / (p + 0.1) if one.off_policy else p / p.detach()
-                loss = loss - term * advantage / (12 * 40)
+                p = logprobs[len(one.prompt_ids) + place - 1, token].exp()
+                wrote = math.exp(one.behavior_logprobs[place]) if behavior == "engine" else p.detach()
+                term = p / (p + 0.1) if one.off_policy else p / wrote
+                loss = loss - term * advantage / (4 * len(groups) * 40)
+    return loss
+
+
+def watch_gradients(learner):
+    """The gradients of every optimizer step to come, before each step is taken."""
+    seen, step = [], learner.optimizer.step
+
+    def watched():
+        seen.append([parameter.grad.clone() for parameter in learner.policy.parameters()])
+        step()
+
+    learner.optimizer.step = watched
+    return seen
+
+
+def assert_gradients(ours, model):
+    for one, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_is_that_of_the_formula():
+    learner, groups = build_learner(optimizer__max_gradient_norm=1e9), build_groups()
+    model = copy.deepcopy(learner.policy)
+    loss = plain_loss(model, groups)
     loss.backward()
-    seen = []
-    learner.optimizer.step = lambda: seen.extend(parameter.grad.clone() for parameter in learner.policy.parameters())
-    learner.config = load_config(overrides={"rollout.max_tokens": 40, "optimizer.max_gradient_norm": 1e9})
+    seen = watch_gradients(learner)
     assign_advantages(groups, learner.method, learner.config)
     metrics = learner.update(groups, 0)
     assert metrics["update/loss"] == pytest.approx(loss.item(), rel=1e-10)
-    for ours, parameter in zip(seen, model.parameters(), strict=True):
-        torch.testing.assert_close(ours, parameter.grad, rtol=1e-9, atol=1e-12)
+    assert_gradients(seen[0], model)
+
+
+def test_several_updates_compare_with_the_policy_that_sampled():
+    learner, groups = build_learner(optimizer__max_gradient_norm=1e9, updates_per_step=2), build_groups()[:2]
+    assign_advantages(groups, learner.method, learner.config)
+    seen, models = watch_gradients(learner), []
+    models.append(copy.deepcopy(learner.policy))
+    apply = learner._apply_gradient
+    learner._apply_gradient = lambda *given: (apply(*given), models.append(copy.deepcopy(learner.policy)))[0]
+    learner.update(groups, 0)
+    for model, part, ours in zip(models[:2], (groups[:1], groups[1:]), seen, strict=True):
+        model.zero_grad()
+        plain_loss(model, part, behavior="engine").backward()
+        assert_gradients(ours, model)
+
+
+def test_the_gradient_of_supervised_learning_is_that_of_the_mean_over_tokens():
+    learner = build_learner("sft", optimizer__max_gradient_norm=1e9, policy__token_budget=50)
+    traces = [one for group in as_supervised(build_groups()) for one in group.rollouts]
+    model = copy.deepcopy(learner.policy)
+    total, tokens = torch.zeros((), dtype=torch.float64), 0
+    for one in traces:
+        row = torch.tensor([[*one.prompt_ids, *one.completion_ids]])
+        logits = model(input_ids=row).logits[0, len(one.prompt_ids) - 1 : -1]
+        total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(one.completion_ids), reduction="sum")
+        tokens += len(one.completion_ids)
+    (total / tokens).backward()
+    seen = watch_gradients(learner)
+    metrics = learner.imitate(traces, 0)
+    assert metrics["update/loss"] == pytest.approx(total.item() / tokens, rel=1e-10)
+    assert_gradients(seen[0], model)
+
+
+@pytest.mark.parametrize("key", ["objective.entropy_coefficient", "objective.kl_coefficient", "updates_per_step"])
+def test_micro_batches_do_not_change_the_weights_with(key):
+    value = 2 if key == "updates_per_step" else 0.3
+    expected = train_steps(build_learner(**{key: value}))
+    for budget in (1, 60):
+        ours = train_steps(build_learner(policy__token_budget=budget, **{key: value}))
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_rows_without_advantage_have_no_gradient_and_are_not_computed(monkeypatch):
@@ -145,12 +214,17 @@ def test_rows_without_advantage_have_no_gradient_and_are_not_computed(monkeypatc
 
 def test_the_order_of_groups_and_rollouts_does_not_matter():
     turned = [Group(group.problem, group.rollouts[::-1]) for group in build_groups()[::-1]]
-    torch.testing.assert_close(train_steps(build_learner(), turned), train_steps(build_learner()), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(
+        train_steps(build_learner(), turned), train_steps(build_learner()), rtol=1e-9, atol=1e-10
+    )
 
 
 def test_gradient_checkpointing_changes_nothing():
     learner = build_learner(policy__gradient_checkpointing=True)
-    learner.policy.gradient_checkpointing_enable({"use_reentrant": False})
+    learner.policy.activation_checkpointing_enable({"use_reentrant": False})
+    for layer in learner.policy.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    disable_dropout(learner.policy)  # as load_model does: checkpointing needs training mode
     torch.testing.assert_close(train_steps(learner), train_steps(build_learner()), rtol=1e-10, atol=1e-10)
 
 
@@ -181,12 +255,24 @@ def test_every_setting_has_an_effect(key):
     assert not torch.allclose(changed, train_steps(build_learner()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("method", "key", "value"),
-    [("rl_sft", "objective.sft_coefficient", 0.1), ("luffy_clip", "objective.clip_range", 1e6)],
-)
+OF_SOME_METHODS = [
+    ("rl_sft", "objective.sft_coefficient", 0.1),
+    ("luffy_clip", "objective.clip_range", 1e6),
+    ("sft", "sft.learning_rate", 2e-3),
+    ("sft", "sft.schedule", "linear"),
+    ("sft", "sft.warmup_steps", 2),
+]
+
+
+def test_no_setting_is_forgotten():
+    tested = {*SETTINGS, *(key for _, key, _ in OF_SOME_METHODS), "objective.exponent"}
+    elsewhere = {"sft.steps", "sft.batch_size"}  # of the run, tests/training/test_run.py
+    assert {key for key in known_keys() if key.startswith(("objective.", "optimizer.", "sft."))} <= tested | elsewhere
+
+
+@pytest.mark.parametrize(("method", "key", "value"), OF_SOME_METHODS)
 def test_every_setting_of_some_methods_has_an_effect(method, key, value):
-    several = {"updates_per_step": 2}
+    several = {"updates_per_step": 1 if method == "sft" else 2}
     changed = train_steps(build_learner(method, **several, **{key: value}))
     assert not torch.allclose(changed, train_steps(build_learner(method, **several)), rtol=0, atol=1e-12)
 
@@ -218,6 +304,27 @@ def test_a_step_that_is_not_finite_is_skipped_and_three_in_a_row_stop():
     with pytest.raises(RunError, match="3 updates in a row"):
         learner.update(groups, 2)
     assert torch.equal(weights_of(learner), before)
+
+
+def test_poisoned_weights_stop_the_run_and_no_metric_is_nan():
+    learner, groups = build_learner(updates_per_step=2), build_groups()
+    assign_advantages(groups, learner.method, learner.config)
+    next(learner.policy.parameters()).data[:] = float("nan")
+    metrics = learner.update(groups, 0)
+    assert metrics["update/skipped"] == 2
+    json.dumps(metrics, allow_nan=False)
+    with pytest.raises(RunError, match=r"Lower optimizer\.learning_rate"):
+        learner.update(groups, 1)
+
+
+def test_of_two_updates_the_good_one_is_reported():
+    learner, groups = build_learner(updates_per_step=2), build_groups()[:2]
+    assign_advantages(groups, learner.method, learner.config)
+    groups[0].advantages[0] = float("nan")
+    metrics = learner.update(groups, 0)
+    assert metrics["update/skipped"] == 1
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["update/gradient_norm"] > 0
 
 
 def test_a_good_step_between_bad_ones_starts_the_count_anew():

@@ -1,4 +1,4 @@
-"""Run methods x seeds under equal conditions: same base, problems, traces and evaluations, each run a process of its own.
+"""Run methods x seeds under equal conditions: same base, problems, traces and evaluations; each run is a process.
 
 COMPARISON/METHOD/seed-K/   a run folder each; a comparison that was killed goes on where it stopped
 """
@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from luffy.config import Config, load_config
+import yaml
+
+from luffy.config import Config, differing_keys, load_config
 from luffy.errors import RunError
 
 POLL_SECONDS = 0.5
@@ -87,8 +89,11 @@ def run_comparison(
 ) -> None:
     """Run what is not finished, `parallel` at a time, the processor's cores shared out between them.
 
-    Raises RunError at the end when a run failed, naming it and its log; the other runs are finished first.
+    Raises RunError when a finished run of these folders had another configuration, before any is started; and at the
+    end when a run failed, naming it and its log; the other runs are finished first.
     """
+    for job in comparison.jobs:
+        _refuse_stale(job)
     waiting = [job for job in comparison.jobs if not job.finished]
     threads = max(1, (os.cpu_count() or 1) // parallel)
     running: list[Job] = []
@@ -121,6 +126,23 @@ def total_steps(config: Config) -> int:
     from luffy.algorithm.methods import METHODS
 
     return config.sft.steps * (len(METHODS[config.method].phases) - 1) + config.steps
+
+
+def _refuse_stale(job: Job) -> None:
+    """A finished run of another configuration must not pass for the one that was asked for."""
+    if not job.finished:
+        return
+    try:
+        record = yaml.safe_load((job.folder / "config.yaml").read_text(encoding="utf-8"))
+        differing = differing_keys(Config.model_validate(record["config"]), job.config)
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        what_to_do = "delete the folder or choose another --output"
+        raise RunError(f"{job.folder}/config.yaml: cannot be read; {what_to_do}.") from None
+    if differing:
+        raise RunError(
+            f"{job.folder} holds a finished run of another configuration ({', '.join(differing[:6])} differ). "
+            "Choose another --output or delete the folder."
+        )
 
 
 def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:

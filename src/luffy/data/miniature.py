@@ -174,5 +174,5 @@ def corpus_document(generator: random.Random) -> str:
 
 
 def is_worked_exam(document: str) -> bool:
-    """Whether a document of the corpus is a worked exam question: how many there are decides how often the base works."""
+    """Whether a document of the corpus is a worked exam question; they decide how often the base starts to work."""
     return document[0] in "QP" and not document.partition(":")[2].startswith("#")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from luffy.evaluation.statistics import Interval, mean_interval
 
 if TYPE_CHECKING:
-    from luffy.evaluation.protocol import Benchmark, BenchmarkResult, EvalResult, evaluate, load_benchmarks, measure
+    from luffy.evaluation.protocol import (
+        Benchmark,
+        BenchmarkResult,
+        EvalResult,
+        evaluate,
+        load_benchmarks,
+        measure,
+        read_benchmarks,
+    )
 
 __all__ = [
     "Benchmark",
@@ -19,6 +27,7 @@ __all__ = [
     "load_benchmarks",
     "mean_interval",
     "measure",
+    "read_benchmarks",
 ]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from luffy.config import MINIATURE, Config
 from luffy.data import encode_prompt, load_benchmark, parse_benchmark
 from luffy.data.miniature import in_teachers_style
+from luffy.errors import ConfigError
 from luffy.evaluation.statistics import Interval, mean_interval
 from luffy.reward import VerifierPool
 from luffy.rollout import Engine, Sampling, TransformersEngine
@@ -21,6 +22,7 @@ from luffy.types import Completion, Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luffy.data.prompts import Template
     from luffy.reward import Verdict
 
 EVALUATION_SEED = 20250421  # the same noise in every run and step, so that differences are those of the policies
@@ -77,16 +79,31 @@ class EvalResult:
 
 
 def load_benchmarks(
-    names: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, template: str, limit: int | None = None
+    names: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, template: Template, limit: int | None = None
 ) -> list[Benchmark]:
     """Load and tokenise benchmarks given as NAME-or-FILE[@k]. limit: the first so many problems of each."""
     benchmarks = []
+    for name, (display, samples, problems) in read_benchmarks(names).items():
+        chosen = problems[:limit]
+        prompts = [encode_prompt(problem, tokenizer, template) for problem in chosen]
+        benchmarks.append(Benchmark(display, name, chosen, prompts, samples))
+    return benchmarks
+
+
+def read_benchmarks(names: Sequence[str]) -> dict[str, tuple[str, int, list[Problem]]]:
+    """Read benchmarks given as NAME-or-FILE[@k]: by that text the display name, k and the problems.
+
+    Raises ConfigError for an unknown name and for two that results could not tell apart, DataError for a bad file.
+    """
+    read: dict[str, tuple[str, int, list[Problem]]] = {}
+    named: dict[str, str] = {}
     for name in names:
         source, display, samples = parse_benchmark(name)
-        problems = load_benchmark(source)[:limit]
-        prompts = [encode_prompt(problem, tokenizer, template) for problem in problems]
-        benchmarks.append(Benchmark(display, name, problems, prompts, samples))
-    return benchmarks
+        if display in named:
+            raise ConfigError(f"benchmarks {named[display]!r} and {name!r} are both called {display!r} in the results.")
+        named[display] = name
+        read[name] = (display, samples, load_benchmark(source))
+    return read
 
 
 def measure(
@@ -104,9 +121,7 @@ def measure(
     texts = [
         [str(tokenizer.decode(list(one.token_ids), skip_special_tokens=True)) for one in group] for group in completions
     ]
-    pairs = [
-        (text, problem.answer) for problem, group in zip(benchmark.problems, texts, strict=True) for text in group
-    ]
+    pairs = [(text, problem.answer) for problem, group in zip(benchmark.problems, texts, strict=True) for text in group]
     verdicts = verify(pairs)
     generations = [
         _record(problem, completions[index], texts[index], verdicts[index * benchmark.samples :])
@@ -144,9 +159,7 @@ def evaluate(
 
     config = config or Config()
     loaded = load_model(model, config.policy)
-    sets = load_benchmarks(
-        benchmarks, loaded.tokenizer, template=config.data.template, limit=config.evaluation.limit
-    )
+    sets = load_benchmarks(benchmarks, loaded.tokenizer, template=config.data.template, limit=config.evaluation.limit)
     engine = TransformersEngine(
         loaded.model, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id, batch_tokens=config.rollout.batch_tokens
     )

@@ -40,29 +40,20 @@ def model_folder(name: str) -> str:
 
 
 def load_model(name: str, policy: PolicyConfig) -> LoadedModel:
-    """Load weights and tokenizer, ready to generate (evaluation mode).
+    """Load weights and tokenizer, ready to generate (evaluation mode, no dropout in any mode).
 
     Raises ModelError naming the folder and what is missing or refused.
     """
-    from transformers import AutoModelForCausalLM
-
     folder = model_folder(name)
     _check_folder(folder, policy)
-    tokenizer = load_tokenizer(name, trust_remote_code=policy.trust_remote_code)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, policy.dtype),
-            use_safetensors=None if policy.allow_pickle else True,
-            trust_remote_code=policy.trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{name}: cannot be loaded as a causal language model. {_first_line(error)}") from None
     device = pick_device(policy.device)
-    model = model.to(device).eval()
+    tokenizer = load_tokenizer(name, trust_remote_code=policy.trust_remote_code)
+    _refuse_endless(tokenizer, name)
+    model = _load_weights(folder, name, policy).to(device).eval()
+    disable_dropout(model)
     if policy.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    eos_ids = _eos_ids(model, tokenizer, name)
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    eos_ids = _eos_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     return LoadedModel(model, tokenizer, eos_ids, int(pad_id))
 
@@ -79,6 +70,20 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Set every dropout of the model to 0: what is learned from must be the policy that sampled.
+
+    Gradient checkpointing works in training mode alone, which would switch dropout on. The configuration is left as it
+    is, so that the trained model is saved with the dropout it came with.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the first GPU if there is one, else the CPU. Raises ModelError for a device that is not there."""
     if name == "auto":
@@ -89,6 +94,32 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"policy.device={name} cannot be used: {_first_line(error)}") from None
     return device
+
+
+def _load_weights(folder: str, name: str, policy: PolicyConfig) -> PreTrainedModel:
+    """The model with all its weights from the folder. Raises ModelError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, policy.dtype),
+            use_safetensors=None if policy.allow_pickle else True,
+            trust_remote_code=policy.trust_remote_code,
+            output_loading_info=True,
+        )
+    except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, RuntimeError for other shapes, ...
+        raise ModelError(f"{name}: cannot be loaded as a causal language model. {_first_line(error)}") from None
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{name}: {len(missing)} weights of {type(model).__name__} are not in its files, {missing[0]} for one. "
+            "It is incomplete, or not a causal language model."
+        )
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _check_folder(folder: str, policy: PolicyConfig) -> None:
@@ -112,7 +143,8 @@ def _check_folder(folder: str, policy: PolicyConfig) -> None:
             )
     if "auto_map" in _read_config(path) and not policy.trust_remote_code:
         raise ModelError(
-            f"{folder}: the model brings its own Python code. Set policy.trust_remote_code=true if you trust its author."
+            f"{folder}: the model brings its own Python code. "
+            "Set policy.trust_remote_code=true if you trust its author."
         )
 
 
@@ -126,17 +158,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> tuple[int, ...]:
-    """What ends a completion: the tokenizer's token first (it is appended to traces), then the model's own."""
-    of_model = getattr(model.generation_config, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
-    known = tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+def _refuse_endless(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"{name}: the tokenizer has no end-of-sequence token, so a completion could never end. "
             "Set eos_token in its tokenizer_config.json."
         )
-    return known
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What ends a completion: the tokenizer's token first (it is appended to traces), then the model's own."""
+    of_model = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
 
 
 def _neighbours(path: Path) -> str:

@@ -4,7 +4,7 @@ Decisions, and why:
 - A group's prompt is prefilled once and its key-value cache repeated for the n rollouts.
 - Prompts are padded on the left and batched by length under a budget of tokens.
 - Finished rows leave the batch and the cache, so that one long completion does not keep the others computing.
-- Tokens are drawn by inverting the cumulative distribution at uniform noise that is drawn per row and position beforehand:
+- Tokens are drawn by inverting the cumulative distribution at uniform noise, drawn per row and position beforehand:
   which rows share a batch, and when rows leave it, does not change what is sampled.
 """
 
@@ -42,16 +42,10 @@ class TransformersEngine:
         """Draw n completions for each prompt; see `Engine.generate`."""
         was_training = self.model.training
         self.model.eval()
-        groups: list[list[Completion]] = [[] for _ in prompt_ids]
-        noise = self._noise(len(prompt_ids) * n, sampling)
-        for batch in self._batches(prompt_ids, n, sampling.max_tokens):
-            rows = torch.tensor([prompt * n + copy for prompt in batch for copy in range(n)])
-            chosen = noise[rows].to(self.model.device) if noise is not None else None
-            completions = self._generate_batch([prompt_ids[index] for index in batch], n, sampling, chosen)
-            for place, index in enumerate(batch):
-                groups[index] = completions[place * n : (place + 1) * n]
-        self.model.train(was_training)
-        return groups
+        try:
+            return self._generate_all(prompt_ids, n, sampling)
+        finally:
+            self.model.train(was_training)
 
     def update_weights(self, policy: PreTrainedModel) -> None:
         """Copy the weights of `policy`, unless it is the model generated with."""
@@ -60,6 +54,17 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Nothing to free: the model belongs to the caller."""
+
+    def _generate_all(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
+        groups: list[list[Completion]] = [[] for _ in prompt_ids]
+        noise = self._noise(len(prompt_ids) * n, sampling)
+        for batch in self._batches(prompt_ids, n, sampling.max_tokens):
+            rows = torch.tensor([prompt * n + copy for prompt in batch for copy in range(n)])
+            chosen = noise[rows].to(self.model.device) if noise is not None else None
+            completions = self._generate_batch([prompt_ids[index] for index in batch], n, sampling, chosen)
+            for place, index in enumerate(batch):
+                groups[index] = completions[place * n : (place + 1) * n]
+        return groups
 
     def _noise(self, rows: int, sampling: Sampling) -> Tensor | None:
         if sampling.temperature == 0:
@@ -100,7 +105,8 @@ class TransformersEngine:
         position = mask.sum(dim=1, keepdim=True)
 
         tokens = torch.full((rows, sampling.max_tokens), self.pad_id, device=device)
-        logprobs = torch.zeros((rows, sampling.max_tokens), device=device)
+        precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        logprobs = torch.zeros((rows, sampling.max_tokens), dtype=precision, device=device)
         lengths = torch.full((rows,), sampling.max_tokens, device=device)
         finished = torch.zeros(rows, dtype=torch.bool, device=device)
         alive = torch.arange(rows, device=device)  # the original row of each row still in the batch
@@ -145,7 +151,8 @@ def draw_tokens(logits: Tensor, sampling: Sampling, noise: Tensor | None) -> tup
     logits: [rows, vocabulary]. noise: [rows], uniform in [0, 1); None for greedy decoding.
     Returns tokens [rows] and their log-probs [rows] at the sampling temperature, before top-p truncation.
     """
-    logprobs = torch.log_softmax(logits.float() / (sampling.temperature or 1.0), dim=-1)
+    precise = logits if logits.dtype == torch.float64 else logits.float()
+    logprobs = torch.log_softmax(precise / (sampling.temperature or 1.0), dim=-1)
     if noise is None:
         drawn = logprobs.argmax(dim=-1)
     else:
@@ -188,6 +195,4 @@ def _positions(mask: Tensor) -> Tensor:
 
 def _completions(tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor) -> list[Completion]:
     columns = zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), finished.tolist(), strict=True)
-    return [
-        Completion(tuple(row[:length]), tuple(scores[:length]), ended) for row, scores, length, ended in columns
-    ]
+    return [Completion(tuple(row[:length]), tuple(scores[:length]), ended) for row, scores, length, ended in columns]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,27 +38,29 @@ class Progress:
 
 
 def save_checkpoint(run: Path, loaded: LoadedModel, learner: Learner, progress: Progress, keep: int) -> None:
-    """Write `checkpoints/step-N`, then remove all but the newest `keep`.
+    """Write `checkpoints/step-N` unless it is there already, then remove all but the newest `keep`.
 
     Raises RunError when it cannot be written; earlier checkpoints are then untouched.
     """
+    folder = run / "checkpoints" / f"step-{progress.step:06d}"
+    if folder in list_checkpoints(run):
+        return
 
     def fill(folder: Path) -> None:
         save_model(folder / "model", loaded)
         save_file(_moments(learner.optimizer), folder / "optimizer.safetensors")
         (folder / "state.json").write_text(json.dumps(asdict(progress)))
 
-    folder = run / "checkpoints" / f"step-{progress.step:06d}"
-    try:
-        write_folder_atomically(folder, fill)
-    except Exception as error:  # safetensors reports a full disk by an error of its own
-        if not _is_disk_trouble(error):
-            raise
-        previous = find_checkpoint(run)
-        kept = f"The last good checkpoint is {previous}." if previous else "There is no earlier checkpoint."
-        raise RunError(f"{folder}: the checkpoint could not be written ({error}). {kept}") from None
+    write_folder_atomically(folder, fill)
     for old in list_checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+        going = old.rename(old.with_name(old.name + ".part"))  # one that is half deleted must not look whole
+        shutil.rmtree(going, ignore_errors=True)
+
+
+def describe_last(run: Path) -> str:
+    """A sentence that names the newest whole checkpoint."""
+    newest = find_checkpoint(run)
+    return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
 
 
 def save_model(folder: Path, loaded: LoadedModel) -> None:
@@ -67,7 +71,8 @@ def save_model(folder: Path, loaded: LoadedModel) -> None:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(path for path in run.glob("checkpoints/step-??????") if (path / "state.json").is_file())
+    whole = [path for path in run.glob("checkpoints/step-*") if (path / "state.json").is_file() and not path.suffix]
+    return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def find_checkpoint(run: Path) -> Path | None:
@@ -85,25 +90,33 @@ def read_progress(checkpoint: Path) -> Progress:
 
 
 def load_weights(checkpoint: Path, loaded: LoadedModel) -> None:
-    """Put the weights of a checkpoint into the model."""
-    from transformers import AutoModelForCausalLM
-
-    saved = AutoModelForCausalLM.from_pretrained(
-        checkpoint / "model", dtype=loaded.model.dtype, use_safetensors=True, local_files_only=True
-    )
-    loaded.model.load_state_dict(saved.state_dict())
+    """Put the weights of a checkpoint into the model. Raises RunError when they cannot be read."""
+    with _reading(checkpoint):
+        saved = type(loaded.model).from_pretrained(
+            checkpoint / "model", dtype=loaded.model.dtype, use_safetensors=True, local_files_only=True
+        )
+        loaded.model.load_state_dict(saved.state_dict())
 
 
 def load_optimizer(checkpoint: Path, learner: Learner) -> None:
-    """Put AdamW's moments of a checkpoint into the learner's optimizer."""
-    moments = load_file(checkpoint / "optimizer.safetensors")
+    """Put AdamW's moments of a checkpoint into the learner's optimizer. Raises RunError when they cannot be read."""
+    with _reading(checkpoint):
+        moments = load_file(checkpoint / "optimizer.safetensors")
     for index, parameter in enumerate(_parameters(learner.optimizer)):
-        names = ("step", "exp_avg", "exp_avg_sq")
-        if f"{index}.step" not in moments:
-            continue
-        learner.optimizer.state[parameter] = {
-            name: moments[f"{index}.{name}"].to("cpu" if name == "step" else parameter.device) for name in names
-        }
+        if f"{index}.step" in moments:
+            learner.optimizer.state[parameter] = {
+                name: moments[f"{index}.{name}"].to(parameter.device) for name in ("step", "exp_avg", "exp_avg_sq")
+            }
+
+
+@contextmanager
+def _reading(checkpoint: Path) -> Iterator[None]:
+    """Turn what the libraries raise for a damaged file into a RunError."""
+    try:
+        yield
+    except Exception as error:  # OSError, SafetensorError, RuntimeError for other shapes, KeyError, ...
+        reason = str(error).strip().split("\n")[0]
+        raise RunError(f"{checkpoint}: cannot be read ({reason}). Delete it to use the one before.") from None
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -116,7 +129,3 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _is_disk_trouble(error: Exception) -> bool:
-    return isinstance(error, OSError) or "No space left" in str(error) or "I/O error" in str(error)

@@ -37,7 +37,7 @@ def seed_of(*parts: object) -> int:
 
 
 def draw(items: Sequence[Item], step: int, count: int, *parts: object) -> list[Item]:
-    """The `count` items of step `step` (from 0) in an endless sequence of shuffled epochs; `parts` seed the shuffles."""
+    """The `count` items of step `step` (from 0) in an endless row of shuffled epochs; `parts` seed the shuffles."""
     drawn: list[Item] = []
     for position in range(step * count, (step + 1) * count):
         epoch, place = divmod(position, len(items))

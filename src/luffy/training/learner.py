@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss, token_weights, truncated_importance_weights
+from luffy.algorithm.loss import Normalization
 from luffy.config import Config
 from luffy.errors import RunError
 from luffy.policy import LoadedModel, Scorer, TokenScores, padding_fraction, split_by_budget
@@ -119,7 +120,7 @@ class Learner:
             for trace, weight in zip(traces, weights, strict=True)
         ]
 
-    def _weights(self, rollouts: Sequence[Rollout], normalization: str) -> list[float]:
+    def _weights(self, rollouts: Sequence[Rollout], normalization: Normalization) -> list[float]:
         """1/Z for the tokens of each rollout, over all of them."""
         if not rollouts:
             return []
@@ -156,11 +157,11 @@ class Learner:
             totals["loss"] += loss.item()
             for name, value in stats.items():
                 totals[name] += value
-        totals["padding_fraction"] = padding_fraction(lengths, micro_batches)
         self.tokens_trained += sum(lengths)
-        totals |= self._apply_gradient(step, totals["loss"])
         self.policy.eval()
-        return totals
+        applied = self._apply_gradient(step, totals["loss"])
+        measured = {} if applied["skipped"] else totals  # nothing that is not finite gets into the metrics
+        return {**measured, **applied, "padding_fraction": padding_fraction(lengths, micro_batches)}
 
     def _apply_gradient(self, step: int, loss: float) -> dict[str, float]:
         settings = self.config.optimizer
@@ -307,12 +308,13 @@ def _engine_logprobs(rows: Sequence[Row], like: Tensor) -> Tensor:
 def _summarise(totals: dict[str, float], updates: int) -> Metrics:
     """Sums over the optimizer steps of a batch as metrics; what was not measured is absent."""
     metrics = {
-        "update/loss": totals["loss"] / updates,
         "update/skipped": totals["skipped"],
         "perf/padding_fraction": totals["padding_fraction"] / updates,
     }
-    if "gradient_norm" in totals:
-        metrics["update/gradient_norm"] = totals["gradient_norm"] / (updates - totals["skipped"])
+    applied = updates - totals["skipped"]
+    if applied:
+        metrics["update/loss"] = totals["loss"] / applied
+        metrics["update/gradient_norm"] = totals["gradient_norm"] / applied
     if totals.get("observed_trace_tokens"):
         metrics["guidance/trace_probability"] = totals["trace_probability_seen"] / totals["observed_trace_tokens"]
     if totals.get("observed_sampled_tokens"):

@@ -1,6 +1,6 @@
 """The training loop, in the paper's words.
 
-    draw problems -> collect groups (own rollouts, joined by traces) -> assign advantages -> update -> synchronise -> log
+    draw problems -> collect groups (own rollouts and traces) -> assign advantages -> update -> synchronise -> log
 
 In an SFT phase a step imitates traces instead.
 """
@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 from luffy.config import Config
 from luffy.data import LoadedProblems, load_training_problems
+from luffy.errors import RunError
+from luffy.evaluation import read_benchmarks
 from luffy.reward import VerifierPool
 from luffy.training.clock import Clock
 from luffy.training.groups import assign_advantages, collect_groups
@@ -37,22 +39,30 @@ def train(
     problems: the training problems instead of `data.train`. reward: a function of (completion, answer) instead of the
     configured verifier; above 0.5 counts as correct. on_step: called after each step with its number, the number of
     steps in all, and its metrics.
-    Returns the summary that is also in `RUN/summary.json`. Raises LuffyError for anything that is the user's to resolve.
+    Returns the summary that is also in `RUN/summary.json`. Raises LuffyError for what is the user's to resolve.
     """
     source = load_training_problems(config.data) if problems is None else LoadedProblems.of(problems)
+    read_benchmarks(config.evaluation.benchmarks)  # a mistake shows before anything is written or loaded
     folder = RunFolder(config, digest=source.digest)
     try:
         settings = config.reward
         with VerifierPool(reward or settings.kind, workers=settings.workers, deadline=settings.deadline) as pool:
             run = Run(config, folder, source, pool, on_step)
-            return run.finished_summary() or _train(run)
+            return run.finished_summary() or _train_and_account(run)
     finally:
         folder.close()
 
 
+def _train_and_account(run: Run) -> RunSummary:
+    run.prepare()
+    try:
+        return _train(run)
+    except RunError as error:
+        raise run.failed(error) from None
+
+
 def _train(run: Run) -> RunSummary:
     """The loop."""
-    run.prepare()
     with Interrupt() as interrupt:
         for step in run.steps_left():
             clock = Clock()

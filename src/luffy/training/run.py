@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from luffy.rollout import Engine, TransformersEngine
 from luffy.training.card import model_card
 from luffy.training.checkpoint import (
     Progress,
+    describe_last,
     find_checkpoint,
     load_optimizer,
     load_weights,
@@ -28,7 +30,7 @@ from luffy.training.checkpoint import (
     save_model,
 )
 from luffy.training.groups import draw, trace_rollout
-from luffy.training.learner import Learner
+from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics, rollout_records
 from luffy.training.run_folder import RunFolder, RunSummary, write_folder_atomically
 from luffy.types import Group, Rollout
@@ -56,6 +58,7 @@ class Run:
         self.config, self.folder, self.pool, self.on_step = config, folder, pool, on_step
         self.method = METHODS[config.method]
         self.source = source
+        self.progress = Progress()
         self.evaluations: dict[str, dict[str, Any]] = {}
 
     # -- before the first step
@@ -97,7 +100,6 @@ class Run:
             batch_tokens=config.rollout.batch_tokens,
         )
         self.learner = Learner(self.loaded, config)
-        self.progress = Progress()
         self.checkpoint = find_checkpoint(self.folder.path)
         if self.checkpoint is None:
             self.folder.cut_after(-1)
@@ -109,6 +111,7 @@ class Run:
             self.folder.cut_after(self.progress.step)
             logger.info("%s: going on after step %d.", self.folder.path, self.progress.step)
         self.seconds_before = self.progress.seconds
+        self._summarise("running")
 
     def steps_left(self) -> Iterator[Step]:
         """The steps not yet done; each phase begins with an optimizer of its own."""
@@ -143,7 +146,7 @@ class Run:
             on_long_trace=data.on_long_trace,
         )
         for line in prepared.report.lines():
-            logger.warning(line)
+            logger.log(logging.WARNING if prepared.report.findings else logging.INFO, line)
         if not prepared.problems:
             raise DataError(f"{data.train}: no problem is left to train on.")
         traces = [(problem, trace) for problem in prepared.problems for trace in problem.traces]
@@ -161,10 +164,12 @@ class Run:
         verdicts = self.pool.verify_all(pairs)
         failures = [verdict.failure for verdict in verdicts if verdict.failure is not None]
         self.progress.verifier_failures += len(failures)
-        if len(failures) > max(1, self.config.reward.max_failures * len(verdicts)):
+        share = self.config.reward.max_failures
+        allowed = max(1, share * len(verdicts)) if share else 0  # a single failure says little, unless none may be
+        if len(failures) > allowed:
             raise RunError(
-                f"the verifier failed on {len(failures)} of {len(verdicts)} completions of a step (first: {failures[0]}). "
-                "Correct the reward function or raise reward.deadline or reward.max_failures."
+                f"the verifier failed on {len(failures)} of {len(verdicts)} completions of a step "
+                f"(first: {failures[0]}). Correct the reward function or raise reward.deadline or reward.max_failures."
             )
         return verdicts
 
@@ -182,12 +187,23 @@ class Run:
             "tokens/generated": self.progress.tokens_generated,
         }
         self.folder.append_metrics(step.number, metrics)
+        if update["update/skipped"]:
+            self._warn_of_skipped(step.number)
         every = self.config.rollouts_every
         if groups and every and step.number % every == 0:
             self.folder.write_rollouts(step.number, rollout_records(groups, self.loaded.tokenizer))
         self._evaluate_and_save(step.number)
         if self.on_step:
             self.on_step(step.number, self.total_steps, metrics)
+
+    def _warn_of_skipped(self, number: int) -> None:
+        logger.warning(
+            "step %d: loss or gradient is not finite, update skipped (%d of %d allowed in a row). %s",
+            number,
+            self.learner.skipped_in_a_row,
+            BAD_STEPS_IN_A_ROW,
+            describe_last(self.folder.path),
+        )
 
     def _evaluate_and_save(self, number: int) -> None:
         """What is due after a step."""
@@ -226,11 +242,15 @@ class Run:
             }
 
     def _save_checkpoint(self) -> None:
-        save_checkpoint(
-            self.folder.path, self.loaded, self.learner, self.progress, keep=self.config.keep_checkpoints
-        )
+        save_checkpoint(self.folder.path, self.loaded, self.learner, self.progress, keep=self.config.keep_checkpoints)
 
     # -- at the end
+
+    def failed(self, error: RunError) -> RunError:
+        """The error, completed by the checkpoint to go on from; leaves word of it, as far as the disk lets us."""
+        with contextlib.suppress(RunError):
+            self._summarise("failed")
+        return RunError(f"{error} {describe_last(self.folder.path)}")
 
     def stop(self, reason: str) -> RunSummary:
         """Leave a checkpoint to go on from."""
@@ -262,5 +282,3 @@ class Run:
         )
         self.folder.write_summary(summary)
         return summary
-
-

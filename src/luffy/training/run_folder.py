@@ -13,7 +13,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +22,9 @@ from typing import IO, Any
 
 import yaml
 
-from luffy.config import Config, flatten
+from luffy.config import Config, differing_keys, flatten
 from luffy.errors import RunError
 
-# What may differ between the starts of one run: it does not change what the steps before it computed.
-FREE_KEYS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "rollouts_every", "evaluation.", "methods")
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "luffy-rl")
 
 
@@ -53,9 +52,13 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire_lock()
-            self._check_or_write_config(digest)
         except OSError as error:
             raise RunError(f"{self.path}: the run folder cannot be written ({error.strerror or error}).") from None
+        try:
+            self._check_or_write_config(digest)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def metrics_file(self) -> Path:
@@ -117,7 +120,8 @@ class RunFolder:
         lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
+            lock.close()
             raise RunError(f"{self.path}: another process is training in this run folder.") from None
         return lock
 
@@ -129,79 +133,101 @@ class RunFolder:
             "versions": library_versions(),
             "hardware": hardware(),
         }
-        if path.exists():
+        if path.exists() and self._has_begun():
             self._refuse_other_run(path, digest)
         write_atomically(path, yaml.safe_dump(record, sort_keys=False))
+
+    def _has_begun(self) -> bool:
+        """Whether an earlier start came far enough to leave a result; one with a wrong `model=` does not bind."""
+        return self.metrics_file.exists() or self.evaluations_file.exists() or any(self.path.glob("checkpoints/step-*"))
 
     def _refuse_other_run(self, path: Path, digest: str) -> None:
         try:
             earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
-            before = flatten(Config.model_validate(earlier["config"]))
-        except (yaml.YAMLError, ValueError, KeyError, TypeError):
+            before = Config.model_validate(earlier["config"])
+        except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
             raise RunError(f"{path}: cannot be read as the configuration of a run. Choose another output=.") from None
-        now = flatten(self.config)
-        differing = [key for key in now if now[key] != before[key] and not key.startswith(FREE_KEYS)]
+        differing = differing_keys(before, self.config)
         if differing:
             key = differing[0]
+            more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
             raise RunError(
-                f"{self.path} holds a run of another configuration: {', '.join(differing[:6])} differ "
-                f"({key}: {before[key]!r} there, {now[key]!r} here). Choose another output= or delete the folder."
+                f"{self.path} holds a run of another configuration: {', '.join(differing[:6])}{more} differ "
+                f"({key}: {flatten(before)[key]!r} there, {flatten(self.config)[key]!r} here). "
+                "Choose another output= or delete the folder."
             )
         if earlier.get("data_digest") != digest:
-            raise RunError(f"{self.path} holds a run on other data: {self.config.data.train} has changed since.")
+            raise RunError(
+                f"{self.path} holds a run on other data: {self.config.data.train} has changed since. "
+                "Choose another output= or delete the folder."
+            )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says when `path` cannot be written into a RunError."""
+    try:
+        yield
+    except Exception as error:  # safetensors reports a full disk by an error of its own
+        trouble = str(error)
+        if not isinstance(error, OSError) and "No space left" not in trouble and "I/O error" not in trouble:
+            raise
+        raise RunError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or trouble}).") from None
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
+    """Add one JSON line. Raises RunError when it cannot be written."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All whole JSON lines of a file; a last line cut off by a kill is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
-    return records
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028
+    return [json.loads(line) for line in whole]
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON-lines file in one go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a JSON-lines file in one go. Raises RunError when it cannot be written."""
     write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside, flush to disk, rename."""
+    """Write beside, flush to disk, rename; folders are made. Raises RunError; what was there is then untouched."""
     beside = path.with_name(path.name + ".part")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a folder beside, flush its files, then put it in the place of `path`."""
+    """Let `fill` write into a folder beside, flush its files, then put it in the place of `path`.
+
+    Raises RunError when it cannot be written; what was there is then untouched.
+    """
     beside = path.with_name(path.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        fill(beside)
-        for file in beside.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        shutil.rmtree(path, ignore_errors=True)
-        beside.rename(path)
-    except BaseException:
+    with writing(path):
         shutil.rmtree(beside, ignore_errors=True)
-        raise
+        try:
+            beside.mkdir(parents=True)
+            fill(beside)
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            shutil.rmtree(path, ignore_errors=True)
+            beside.rename(path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
 
 
 def library_versions() -> dict[str, str]:

@@ -1,0 +1,366 @@
+"""A whole run on the miniature: what it leaves behind, and that stopping anywhere changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from luffy import DataError, Problem, RunError, Trace, load_config, train
+from luffy.reward import Verdict
+
+SMALL = {
+    "steps": 4,
+    "problems_per_step": 3,
+    "data.miniature.problems": 8,
+    "data.miniature.traced": 8,
+    "rollout.group_size": 3,
+    "rollout.max_tokens": 70,
+    "reward.workers": 0,
+    "sft.steps": 3,
+    "sft.batch_size": 4,
+    "sft.learning_rate": 1e-3,
+    "optimizer.learning_rate": 1e-3,
+    "rollouts_every": 2,
+    "evaluation.benchmarks": ["miniature/short"],
+    "evaluation.watch": ["miniature/short"],
+    "evaluation.every": 2,
+    "evaluation.limit": 3,
+    "evaluation.max_tokens": 10,
+}
+
+
+def small(path, **overrides):
+    return load_config(overrides=SMALL | {"output": str(path)} | overrides)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def numbers(path):
+    """Metrics without what depends on the clock."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("time/", "perf/tokens_per"))}
+        for line in lines(path / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(one, other):
+    ours, theirs = (load_file(path / "model/model.safetensors") for path in (one, other))
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert numbers(one) == numbers(other)
+    assert lines(one / "evaluations.jsonl") == lines(other / "evaluations.jsonl")
+    for path in one.glob("rollouts/*"):
+        assert path.read_text() == (other / "rollouts" / path.name).read_text()
+    assert len(list(one.glob("rollouts/*"))) == len(list(other.glob("rollouts/*")))
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (one, other))
+    same = {"seconds": 0, "output": ""}
+    assert ours | same == theirs | same
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run of each method that is asked for, made once."""
+    runs = {}
+
+    def run(method):
+        if method not in runs:
+            path = tmp_path_factory.mktemp(method)
+            train(small(path, method=method))
+            runs[method] = path
+        return runs[method]
+
+    return run
+
+
+def test_what_a_run_leaves_behind(finished):
+    path = finished("luffy")
+    assert {file.name for file in path.iterdir()} == {
+        ".lock", "config.yaml", "metrics.jsonl", "evaluations.jsonl", "evaluations", "rollouts", "checkpoints", "model",
+        "summary.json",
+    }  # fmt: skip
+    record = yaml.safe_load((path / "config.yaml").read_text())
+    assert record["config"]["method"] == "luffy"
+    assert {"torch", "transformers", "python"} <= set(record["versions"])
+    assert len(record["data_digest"]) == 64
+    summary = json.loads((path / "summary.json").read_text())
+    assert set(summary) >= {"method", "seed", "status", "steps", "seconds", "tokens", "evaluations"}
+    assert (summary["status"], summary["steps"]) == ("finished", 4)
+    assert set(summary["tokens"]) == {"trained", "generated"}
+    assert set(summary["evaluations"]["miniature/short"]["avg@1"]) == {"value", "low", "high", "n"}
+    assert [path.name for path in sorted(path.glob("checkpoints/*"))] == ["step-000004"]
+    assert sorted(one.name for one in path.glob("rollouts/*")) == ["step-000002.jsonl", "step-000004.jsonl"]
+
+
+def test_the_metrics_of_the_design_are_there(finished):
+    metrics = lines(finished("luffy") / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert {
+        "reward/on_policy", "reward/traces", "groups/all_failed", "groups/all_solved", "guidance/trace_advantage",
+        "guidance/trace_probability", "policy/entropy", "policy/engine_gap", "completion/length",
+        "completion/truncated", "update/loss", "update/gradient_norm", "update/skipped", "verifier/failures",
+        "perf/padding_fraction", "perf/tokens_per_second", "time/generate", "time/verify", "time/update",
+        "time/synchronise", "tokens/trained", "tokens/generated",
+    } <= set(metrics[0])  # fmt: skip
+    assert metrics[0]["policy/engine_gap"] < 1e-5
+
+
+def test_metrics_that_do_not_exist_for_a_method_are_absent(finished):
+    metrics = lines(finished("sft_rl") / "metrics.jsonl")
+    assert [line["phase"] for line in metrics] == ["sft"] * 3 + ["rl"] * 4
+    assert not {"reward/on_policy", "policy/entropy", "time/generate", "policy/engine_gap"} & set(metrics[0])
+    assert not {"guidance/trace_advantage", "reward/traces"} & set(metrics[-1])
+
+
+def test_the_tokens_are_counted(finished):
+    path = finished("luffy")
+    metrics = lines(path / "metrics.jsonl")
+    assert metrics[-1]["tokens/generated"] == sum(round(line["completion/length"] * 6) for line in metrics)
+    assert json.loads((path / "summary.json").read_text())["tokens"]["trained"] == metrics[-1]["tokens/trained"] > 0
+
+
+def test_the_trained_model_is_ready_for_from_pretrained(finished):
+    folder = finished("luffy") / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("Q17+5:", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape[1] >= ids.shape[1] + 1
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "trained with luffy" in card
+
+
+def test_rollouts_hold_what_the_design_says(finished):
+    groups = lines(finished("luffy") / "rollouts/step-000002.jsonl")
+    assert len(groups) == 3
+    assert set(groups[0]["problem"]) == {"id", "prompt", "answer", "source"}
+    assert [one["off_policy"] for one in groups[0]["rollouts"]] == [False, False, True]
+    assert {"text", "reward", "advantage", "finished", "logprobs"} <= set(groups[0]["rollouts"][0])
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_not(finished, tmp_path):
+    train(small(tmp_path / "again", method="luffy"))
+    assert_same_run(tmp_path / "again", finished("luffy"))
+    train(small(tmp_path / "other", method="luffy", seed=1))
+    assert numbers(tmp_path / "other") != numbers(finished("luffy"))
+
+
+# -- stopping and going on
+
+
+@pytest.mark.parametrize("method", ["luffy", "sft_rl"])
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_a_run_that_broke_off_goes_on_as_if_nothing_had_happened(method, stop_after, finished, tmp_path):
+    class PowerCutError(BaseException):
+        pass
+
+    def cut(step, steps, metrics):
+        if step == stop_after:
+            raise PowerCutError
+
+    config = small(tmp_path, method=method, checkpoint_every=2)
+    with pytest.raises(PowerCutError):
+        train(config, on_step=cut)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "running"
+    seen = []
+    train(config, on_step=lambda step, steps, metrics: seen.append((step, steps)))
+    phase_end = method == "sft_rl" and stop_after == 3  # always leaves a checkpoint
+    assert seen[0][0] == (4 if phase_end else (stop_after // 2) * 2 + 1)
+    assert seen[-1] == (seen[-1][1], seen[-1][1])
+    assert_same_run(tmp_path, finished(method))
+
+
+KILLED = """
+import json, os, sys, torch
+torch.set_num_threads(1)
+from luffy import load_config, train
+config = load_config(overrides=json.loads(sys.argv[1]))
+train(config, on_step=lambda step, steps, metrics: os._exit(9) if step == 5 else None)
+"""
+
+
+def test_a_killed_process_leaves_a_run_that_goes_on(finished, tmp_path):
+    settings = SMALL | {"output": str(tmp_path), "method": "sft_rl", "checkpoint_every": 2}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(settings)], check=False, env=environment)
+    assert killed.returncode == 9
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # in the middle of a line
+        file.write('{"step": 6, "phase": "r')
+    part = tmp_path / "checkpoints/step-000006.part"
+    part.mkdir()
+    (part / "state.json").write_text("{")
+    train(load_config(overrides=settings))
+    assert_same_run(tmp_path, finished("sft_rl"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_leaves_a_checkpoint_and_goes_on_later(number, finished, tmp_path, caplog):
+    def ask(step, steps, metrics):
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    config = small(tmp_path, method="luffy", **{"evaluation.every": 2})
+    # asked during step 2, noticed at its end or at the end of the next
+    summary = train(config, on_step=ask)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert summary.status == "stopped"
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "stopped"
+    assert (tmp_path / f"checkpoints/step-{summary.steps:06d}/state.json").exists()
+    assert f"stopped after step {summary.steps}" in caplog.text
+    assert not (tmp_path / "model").exists()
+    assert train(config).status == "finished"
+    assert_same_run(tmp_path, finished("luffy"))
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    def insist(step, steps, metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small(tmp_path), on_step=insist)
+
+
+def test_a_finished_run_says_so_and_returns_at_once(finished, caplog):
+    path = finished("luffy")
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.name not in (".lock", "config.yaml")}
+    caplog.set_level("INFO", logger="luffy")
+    summary = train(small(path, method="luffy"), on_step=lambda *_: pytest.fail("a step was taken"))
+    assert summary.status == "finished"
+    assert "already finished (4 steps)" in caplog.text
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_more_steps_go_on_from_where_it_ended(finished, tmp_path):
+    train(small(tmp_path, method="luffy", steps=2))
+    seen = []
+    train(small(tmp_path, method="luffy", steps=4), on_step=lambda step, steps, metrics: seen.append(step))
+    assert seen == [3, 4]
+    ours, theirs = (load_file(path / "model/model.safetensors") for path in (tmp_path, finished("luffy")))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_changed_data_is_refused(tmp_path):
+    problems = [Problem(str(place), f"Q1{place}+5:", "22", traces=(Trace("#22"),)) for place in range(3)]
+    config = small(tmp_path, steps=1)
+    train(config, problems=problems)
+    with pytest.raises(RunError, match="has changed since"):
+        train(config, problems=problems[:2])
+
+
+# -- what may go wrong
+
+
+def test_a_full_disk_names_the_checkpoint_to_go_on_from(finished, tmp_path, monkeypatch):
+    from luffy.training import run_folder
+
+    append = run_folder.append_line
+
+    def full(path, record):
+        if record["step"] == 3:
+            path = path.with_name("full.jsonl")
+            path.symlink_to("/dev/full")
+        append(path, record)
+
+    config = small(tmp_path, method="luffy", checkpoint_every=2)
+    monkeypatch.setattr(run_folder, "append_line", full)
+    with pytest.raises(RunError, match=r"No space left on device.*The last good checkpoint is .*step-000002\.$"):
+        train(config)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+    monkeypatch.undo()
+    train(config)
+    assert_same_run(tmp_path, finished("luffy"))
+
+
+def test_weights_that_are_not_finite_stop_the_run_with_the_last_good_checkpoint(tmp_path, monkeypatch, caplog):
+    from luffy.training.learner import Learner
+
+    loss = Learner._loss
+    calls = []
+
+    def poisoned(self, rows):
+        calls.append(1)
+        value, stats = loss(self, rows)
+        return (value * float("nan") if self.phase_begin == 0 and len(calls) > 1 else value), stats
+
+    monkeypatch.setattr(Learner, "_loss", poisoned)
+    config = small(tmp_path, method="sft", steps=6, checkpoint_every=1)
+    with pytest.raises(RunError, match=r"3 updates in a row.*The last good checkpoint is .*step-000003"):
+        train(config)
+    assert "step 2: loss or gradient is not finite, update skipped (1 of 3 allowed in a row)" in caplog.text
+    assert [line["update/skipped"] for line in lines(tmp_path / "metrics.jsonl")] == [0, 1, 1]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_verifier_that_fails_too_often_stops_the_run(tmp_path):
+    def broken(completion, answer):
+        raise KeyError("no such thing")
+
+    problems = [Problem(str(place), f"Q1{place}+5:", "22") for place in range(3)]
+    config = small(tmp_path, method="on_policy")
+    with pytest.raises(RunError, match=r"the verifier failed on \d+ of \d+ completions of a step.*KeyError"):
+        train(config, problems=problems, reward=broken)
+
+
+@pytest.mark.parametrize(
+    ("limit", "failures", "stops"), [(0.5, 1, False), (0.5, 3, True), (0.0, 1, True), (1.0, 4, False)]
+)
+def test_how_many_failures_stop_a_run(tmp_path, limit, failures, stops):
+    from luffy.training.run import Run
+
+    class Pool:
+        def verify_all(self, pairs):
+            return [Verdict(False, None, "timeout") if place < failures else Verdict(True, "1") for place in range(4)]
+
+    run = Run(small(tmp_path, **{"reward.max_failures": limit}), None, None, Pool(), None)
+    if stops:
+        with pytest.raises(RunError, match=f"failed on {failures} of 4"):
+            run.verify([("", "")] * 4)
+    else:
+        run.verify([("", "")] * 4)
+
+
+def test_a_method_that_learns_from_traces_needs_one(tmp_path):
+    problems = [Problem("a", "Q17+5:", "22")]
+    with pytest.raises(DataError, match=r"method 'luffy' learns from traces.*method=on_policy"):
+        train(small(tmp_path), problems=problems)
+
+
+def test_a_wrong_benchmark_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown benchmark 'miniature/hrad'\. Did you mean 'miniature/hard'\?"):
+        train(small(tmp_path / "run", **{"evaluation.benchmarks": ["miniature/hrad"], "evaluation.watch": []}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_benchmarks_that_results_could_not_tell_apart_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.jsonl").write_text('{"prompt": "Q17+5:", "answer": "22"}\n')
+    both = [str(tmp_path / name / "test.jsonl") for name in ("a", "b")]
+    with pytest.raises(ValueError, match="are both called 'test'"):
+        train(small(tmp_path / "run", **{"evaluation.benchmarks": both, "evaluation.watch": []}))
+
+
+def test_preparation_is_a_warning_only_where_something_was_left_out(tmp_path, caplog):
+    caplog.set_level("INFO", logger="luffy")
+    train(small(tmp_path / "good", steps=1))
+    report = [record for record in caplog.records if "8 problems with 8 traces" in record.message]
+    assert [record.levelname for record in report] == ["INFO"]
+    train(small(tmp_path / "bad", steps=1, **{"data.miniature.wrong": 0.5}))
+    assert any(record.levelname == "WARNING" and "does not verify" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize(("key", "value"), [("sft.steps", 2), ("sft.batch_size", 2)])
+def test_the_settings_of_the_supervised_phase_have_an_effect(key, value, finished, tmp_path):
+    train(small(tmp_path, method="sft_rl", **{key: value}))
+    assert numbers(tmp_path) != numbers(finished("sft_rl"))
