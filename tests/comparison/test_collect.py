@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic import write_run, write_runs
 
-from luffy.comparison.collect import BASE, align, group_runs, read_comparison, read_lines, read_run, summarise
+from luffy.comparison.collect import BASE, align, group_runs, read_comparison, read_run, summarise
 from luffy.errors import RunError
 
 
@@ -65,21 +65,6 @@ def test_a_run_that_has_just_begun_can_be_read(tmp_path):
     (folder / "config.yaml").write_text("config: {method: luffy}\n")
     run = read_comparison(tmp_path).runs[0]
     assert (run.status, run.steps, run.sets, run.total("seconds")) == ("unknown", 0, [], None)
-
-
-def test_a_line_being_written_is_left_out_and_a_broken_one_is_named(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    assert [line["step"] for line in read_lines(path)] == [1, 2]
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2: not valid JSON"):
-        read_lines(path)
-    path.write_text("[1]\n")
-    with pytest.raises(RunError, match="line 1: expected a JSON object, got list"):
-        read_lines(path)
-    path.write_bytes(b"\xff\xfe\n")
-    with pytest.raises(RunError, match="UTF-8"):
-        read_lines(path)
 
 
 def test_a_step_recorded_twice_counts_once(tmp_path):

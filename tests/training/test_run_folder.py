@@ -5,13 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from luffy import RunError, load_config
+from luffy.files import read_lines
 from luffy.policy import LoadedModel
 from luffy.training import RunFolder
 from luffy.training.checkpoint import (
@@ -24,7 +23,6 @@ from luffy.training.checkpoint import (
     save_checkpoint,
 )
 from luffy.training.learner import Learner
-from luffy.training.run_folder import append_line, read_lines, write_atomically, write_folder_atomically, write_lines
 from luffy.types import Rollout
 from tiny_models import build_model
 
@@ -127,14 +125,6 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 # -- files
 
 
-def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    write_lines(path, [{"step": 1, "text": "a\u2028b"}, {"step": 2}])
-    with path.open("a") as file:
-        file.write('{"step": 3, "lo')
-    assert read_lines(path) == [{"step": 1, "text": "a\u2028b"}, {"step": 2}]
-
-
 def test_what_belongs_to_later_steps_is_cut(tmp_path):
     folder = open_folder(tmp_path)
     for step in (1, 2, 3):
@@ -158,44 +148,6 @@ def test_an_evaluation_made_again_replaces_the_first(tmp_path):
         folder.append_evaluation({"step": 0, "set": "a", "value": value})
         folder.append_evaluation({"step": 0, "set": "b", "value": value})
     assert [(line["set"], line["value"]) for line in read_lines(folder.evaluations_file)] == [("a", 2), ("b", 2)]
-
-
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    write_atomically(path, "old")
-    monkeypatch.setattr("luffy.training.run_folder.os.fsync", no_space)
-    with pytest.raises(RunError, match=r"file\.json: cannot be written \(No space left on device\)"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_line_that_cannot_be_written_is_said():
-    with pytest.raises(RunError, match=r"/dev/full: cannot be written \(No space left on device\)"):
-        append_line(Path("/dev/full"), {"a": 1})
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), SafetensorError("I/O error: No space left")])
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, error):
-    path = tmp_path / "folder"
-    write_folder_atomically(path, lambda folder: (folder / "file").write_text("old"))
-
-    def fill(folder):
-        (folder / "file").write_text("new")
-        raise error
-
-    with pytest.raises(RunError, match="folder: cannot be written"):
-        write_folder_atomically(path, fill)
-    assert (path / "file").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    write_folder_atomically(path, lambda folder: (folder / "other").write_text("new"))
-    assert [file.name for file in path.iterdir()] == ["other"]
-
-
-def test_a_bug_of_ours_keeps_its_own_error(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        write_folder_atomically(tmp_path / "folder", lambda folder: 1 / 0)
-    assert list(tmp_path.iterdir()) == []
 
 
 # -- checkpoints

@@ -7,7 +7,6 @@ an error that names file and line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 
 from luffy.errors import RunError
 from luffy.evaluation.statistics import Array, Interval, seeds_difference, seeds_interval
+from luffy.files import parse_object, read_lines
 
 BASE = "base"  # the untrained model, as if it were a method with one seed
 FINISHED = "finished"  # the status of a run that did all its steps
@@ -253,35 +253,6 @@ def read_run(folder: Path, *, method: str | None = None, seed: int | None = None
     )
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; none where it is missing. A last line without its end is left out.
-
-    Raises RunError naming file and line where another line is not a JSON object.
-    """
-    try:
-        *whole, rest = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
-    objects = [_parse(line, f"{path}, line {number}") for number, line in enumerate(whole, 1) if line.strip()]
-    try:
-        last = json.loads(rest) if rest.strip() else None
-    except ValueError:
-        last = None
-    return [*objects, last] if isinstance(last, dict) else objects
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RunError(f"{where}: not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{where}: expected a JSON object, got {type(value).__name__}.")
-    return value
-
-
 def _read_evaluations(folder: Path) -> list[Evaluation]:
     """The evaluations of a run, by step, with the outcome of each problem where the samples are on disk."""
     lines = {(int(line["step"]), str(line["set"])): line for line in read_lines(folder / "evaluations.jsonl")}
@@ -307,7 +278,7 @@ def _read_outcomes(path: Path) -> Outcomes:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return _parse(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    return parse_object(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import numpy as np
 
 from luffy.comparison.claims import CLAIMS, DIRECT, TRAINING, Claim, Measure, Role, set_roles
 from luffy.comparison.collect import BASE, Comparison, Evaluation, Outcomes, Run, align, read_comparison, summarise
-from luffy.comparison.files import write_whole
 from luffy.evaluation.statistics import Interval, paired_difference, seeds_difference, seeds_interval
+from luffy.files import write_whole
 
 __all__ = ["CLAIMS", "Claim", "build_comparison", "compare_runs", "judge_claims", "write_comparison"]
 

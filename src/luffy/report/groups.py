@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luffy.comparison.collect import Comparison, Run, is_number, read_lines
+from luffy.comparison.collect import Comparison, Run, is_number
+from luffy.files import read_lines
 
 BYTES = 1_500_000  # of all groups on the page, as JSON
 GROUPS_A_STEP = 12

@@ -22,9 +22,9 @@ from markupsafe import Markup
 
 from luffy.comparison.claims import Role, set_roles
 from luffy.comparison.collect import Comparison, group_runs, is_run, read_comparison, read_run
-from luffy.comparison.files import write_whole
 from luffy.comparison.verdicts import compare_runs
 from luffy.errors import RunError
+from luffy.files import write_whole
 from luffy.report import tables
 from luffy.report.charts import Reach, curve_chart, time_chart
 from luffy.report.curves import accuracy_curves, style_curves, time_parts, training_curves

@@ -11,8 +11,8 @@ import vl_convert
 
 from luffy.comparison.claims import Role, set_roles
 from luffy.comparison.collect import Comparison, read_comparison
-from luffy.comparison.files import write_whole
 from luffy.errors import RunError
+from luffy.files import write_whole
 from luffy.report.charts import Reach, axis_format, y_scale
 from luffy.report.curves import Curve, accuracy_curves, training_curves
 from luffy.report.palette import Look, looks

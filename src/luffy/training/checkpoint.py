@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luffy.errors import RunError
+from luffy.files import write_folder_whole
 from luffy.policy import LoadedModel
 from luffy.training.learner import Learner
-from luffy.training.run_folder import write_folder_atomically
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ def save_checkpoint(run: Path, loaded: LoadedModel, learner: Learner, progress: 
         save_file(_moments(learner.optimizer), folder / "optimizer.safetensors")
         (folder / "state.json").write_text(json.dumps(asdict(progress)))
 
-    write_folder_atomically(folder, fill)
+    write_folder_whole(folder, fill)
     for old in list_checkpoints(run)[:-keep]:
         going = old.rename(old.with_name(old.name + ".part"))  # one that is half deleted must not look whole
         shutil.rmtree(going, ignore_errors=True)

@@ -15,6 +15,7 @@ from luffy.config import Config
 from luffy.data import EncodedProblem, LoadedProblems, prepare_problems
 from luffy.errors import DataError, RunError
 from luffy.evaluation import Benchmark, load_benchmarks, measure
+from luffy.files import write_folder_whole
 from luffy.policy import LoadedModel, load_model
 from luffy.reward import VerifierPool
 from luffy.rollout import Engine, TransformersEngine
@@ -32,7 +33,7 @@ from luffy.training.checkpoint import (
 from luffy.training.groups import draw, trace_rollout
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics, rollout_records
-from luffy.training.run_folder import RunFolder, RunSummary, write_folder_atomically
+from luffy.training.run_folder import RunFolder, RunSummary
 from luffy.types import Group, Rollout
 
 logger = logging.getLogger(__name__)
@@ -262,7 +263,7 @@ class Run:
         """Evaluate, and leave the trained model."""
         self._evaluate(self.benchmarks)
         self.progress.seconds = self.seconds_before + time.perf_counter() - self.started
-        write_folder_atomically(self.folder.path / "model", self._fill_model)
+        write_folder_whole(self.folder.path / "model", self._fill_model)
         return self._summarise("finished")
 
     def _fill_model(self, folder: Path) -> None:

@@ -13,8 +13,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +23,7 @@ import yaml
 
 from luffy.config import Config, differing_keys, flatten
 from luffy.errors import RunError
+from luffy.files import append_line, read_lines, write_lines, write_whole
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "luffy-rl")
 
@@ -86,7 +86,7 @@ class RunFolder:
 
     def write_summary(self, summary: RunSummary) -> None:
         """Replace `summary.json`."""
-        write_atomically(self.path / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
+        write_whole(self.path / "summary.json", json.dumps(asdict(summary), indent=2) + "\n")
 
     def append_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Add a line to `metrics.jsonl`."""
@@ -94,8 +94,11 @@ class RunFolder:
 
     def append_evaluation(self, record: Mapping[str, Any]) -> None:
         """Add a line to `evaluations.jsonl`, in the place of one of the same step and set."""
-        before = read_lines(self.evaluations_file) if self.evaluations_file.exists() else []
-        others = [line for line in before if (line["step"], line["set"]) != (record["step"], record["set"])]
+        others = [
+            line
+            for line in read_lines(self.evaluations_file)
+            if (line["step"], line["set"]) != (record["step"], record["set"])
+        ]
         write_lines(self.evaluations_file, [*others, record])
 
     def write_rollouts(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
@@ -135,7 +138,7 @@ class RunFolder:
         }
         if path.exists() and self._has_begun():
             self._refuse_other_run(path, digest)
-        write_atomically(path, yaml.safe_dump(record, sort_keys=False))
+        write_whole(path, yaml.safe_dump(record, sort_keys=False))
 
     def _has_begun(self) -> bool:
         """Whether an earlier start came far enough to leave a result; one with a wrong `model=` does not bind."""
@@ -161,73 +164,6 @@ class RunFolder:
                 f"{self.path} holds a run on other data: {self.config.data.train} has changed since. "
                 "Choose another output= or delete the folder."
             )
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says when `path` cannot be written into a RunError."""
-    try:
-        yield
-    except Exception as error:  # safetensors reports a full disk by an error of its own
-        trouble = str(error)
-        if not isinstance(error, OSError) and "No space left" not in trouble and "I/O error" not in trouble:
-            raise
-        raise RunError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or trouble}).") from None
-
-
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one JSON line. Raises RunError when it cannot be written."""
-    with writing(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole JSON lines of a file; a last line cut off by a kill is left out."""
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028
-    return [json.loads(line) for line in whole]
-
-
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON-lines file in one go. Raises RunError when it cannot be written."""
-    write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside, flush to disk, rename; folders are made. Raises RunError; what was there is then untouched."""
-    beside = path.with_name(path.name + ".part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except OSError:
-            beside.unlink(missing_ok=True)
-            raise
-
-
-def write_folder_atomically(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a folder beside, flush its files, then put it in the place of `path`.
-
-    Raises RunError when it cannot be written; what was there is then untouched.
-    """
-    beside = path.with_name(path.name + ".part")
-    with writing(path):
-        shutil.rmtree(beside, ignore_errors=True)
-        try:
-            beside.mkdir(parents=True)
-            fill(beside)
-            for file in beside.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
-            shutil.rmtree(path, ignore_errors=True)
-            beside.rename(path)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
 
 
 def library_versions() -> dict[str, str]:

@@ -1,0 +1,112 @@
+"""Files that a reader never sees half of, and lines of JSON.
+
+Whatever is written goes beside its place first and is renamed; a full disk or a folder that may not be written is a
+RunError that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luffy.errors import RunError
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; none where it is missing. A last line that is still being written is left out.
+
+    Raises RunError naming file and line where another line is not a JSON object.
+    """
+    try:
+        *whole, rest = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON text may hold U+2028
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    objects = [parse_object(line, f"{path}, line {number}") for number, line in enumerate(whole, 1) if line.strip()]
+    try:
+        last = json.loads(rest) if rest.strip() else None
+    except ValueError:
+        last = None
+    return [*objects, last] if isinstance(last, dict) else objects
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object that `text` is. Raises RunError naming `where` it stands if it is none."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RunError(f"{where}: not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{where}: expected a JSON object, got {type(value).__name__}.")
+    return value
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says when `path` cannot be written into a RunError."""
+    try:
+        yield
+    except Exception as error:  # safetensors reports a full disk by an error of its own
+        trouble = str(error)
+        if not isinstance(error, OSError) and "No space left" not in trouble and "I/O error" not in trouble:
+            raise
+        raise RunError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or trouble}).") from None
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one JSON line. Raises RunError when it cannot be written."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file in one go. Raises RunError when it cannot be written."""
+    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write beside, flush to disk, rename; folders are made. Returns the path.
+
+    Raises RunError when it cannot be written; what was there is then untouched.
+    """
+    beside = path.with_name(path.name + ".part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with beside.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+    return path
+
+
+def write_folder_whole(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a folder beside, flush its files, then put it in the place of `path`.
+
+    Raises RunError when it cannot be written; what was there is then untouched.
+    """
+    beside = path.with_name(path.name + ".part")
+    with writing(path):
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            beside.mkdir(parents=True)
+            fill(beside)
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            shutil.rmtree(path, ignore_errors=True)
+            beside.rename(path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
