@@ -40,9 +40,11 @@ bench: $(READY) ## Measure speed and memory; prints tables and writes benchmarks
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/step.py
 
-results: $(READY) ## Repeat the comparison of docs/results.md: all methods, three seeds.
-	$(BIN)/luffy compare recipes/miniature.yaml --seeds 3 --jobs $(JOBS) --output runs/results \
-		--methods on_policy,luffy,mixed,sft,sft_rl,rl_sft,luffy_clip,on_policy_shaping
+results: $(READY) ## Repeat docs/results.md: the search for the rates, the comparison (three seeds), the map over the dials.
+	$(BIN)/python benchmarks/tune_miniature.py --jobs $(JOBS) --output runs/tuning
+	$(BIN)/luffy compare recipes/miniature.yaml --seeds 3 --jobs $(JOBS) --output runs/results
+	$(BIN)/python benchmarks/dials.py --jobs $(JOBS) --output runs/dials
+	$(BIN)/python benchmarks/write_results.py runs/results --tuning runs/tuning/tuning.json --dials runs/dials/dials.json
 
 clean: ## Remove the environment and caches; runs are kept.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,10 +1,11 @@
-"""Choose each method's learning rates on the miniature's validation set, with the same small grid for all.
+"""Choose each method's learning rates on the miniature's validation set, by the same search for all.
 
     python benchmarks/tune_miniature.py --jobs 2 --output runs/tuning
 
-Every method gets the same number of settings and seeds; none ever sees an evaluation set. What is best (mean accuracy
-on miniature/validation at the end; ties: the area under its curve) belongs under `methods:` of recipes/miniature.yaml.
-Resumable: finished runs are not repeated.
+Every point of the grids is tried with one seed, the best two points of each method with a second one; the best mean of
+the two (accuracy on miniature/validation at the end; ties: the area under its curve) belongs under `methods:` of
+recipes/miniature.yaml. No run of this search sees an evaluation set or a seed of the comparison. Resumable: finished
+runs are not repeated.
 """
 
 from __future__ import annotations
@@ -19,17 +20,19 @@ from typing import Any
 from luffy.comparison.runner import Comparison, plan_comparison, run_comparison
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "miniature.yaml"
-RATES = (5e-5, 1e-4, 2e-4)
+RATES = (2e-5, 5e-5, 1e-4, 2e-4, 4e-4)
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
-    # three settings each, more for what concerns SFT: the strongest rivals may not lack a setting, and one that was
-    # best at the edge of a first grid got a wider one
+    # wide enough that the best point is not at an edge; more points for what concerns SFT: it has one more thing to
+    # choose, and the strongest rival may not lack a setting
     "on_policy": {"optimizer.learning_rate": RATES},
     "luffy": {"optimizer.learning_rate": RATES},
     "mixed": {"optimizer.learning_rate": RATES},
     "rl_sft": {"optimizer.learning_rate": RATES},
-    "sft": {"sft.learning_rate": (3e-5, 1e-4, 3e-4, 1e-3), "steps": (40, 120, 400)},
-    "sft_rl": {"sft.learning_rate": (1e-5, 3e-5, 1e-4), "optimizer.learning_rate": (5e-5, 1e-4)},
+    "sft": {"sft.learning_rate": (1e-4, 3e-4, 1e-3, 3e-3), "steps": (40, 120, 400)},
+    "sft_rl": {"sft.learning_rate": (1e-5, 3e-5, 1e-4, 3e-4), "optimizer.learning_rate": (2e-5, 5e-5, 1e-4)},
 }
+SEEDS = (100, 101)  # for every point; for the best two of each method
+Key = tuple[str, int]  # method, place in its grid
 FIXED = (
     'evaluation.benchmarks=["miniature/validation"]',
     'evaluation.watch=["miniature/validation"]',
@@ -43,43 +46,71 @@ def settings(grid: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(grid, values, strict=True))
 
 
-def plan(output: Path, methods: list[str], seeds: list[int], extra: list[str]) -> dict[str, Comparison]:
-    """One comparison of a single method per grid point, by its label."""
-    comparisons = {}
-    for method in methods:
-        for point in settings(GRIDS[method]):
-            label = ",".join([method, *(f"{key}={value:g}" for key, value in point.items()), *extra])
-            overrides = [*FIXED, *extra, *(f"{key}={value}" for key, value in point.items())]
-            comparisons[label] = plan_comparison(RECIPE, [method], seeds, output / label, overrides)
-    return comparisons
+def plan(method: str, point: dict[str, Any], seeds: list[int], output: Path) -> Comparison:
+    """The runs of one point of a method's grid."""
+    overrides = [*FIXED, *(f"{key}={value}" for key, value in point.items())]
+    return plan_comparison(RECIPE, [method], seeds, output / label(method, point), overrides)
 
 
-def curve(folder: Path) -> list[float]:
-    """Validation accuracy at each evaluation of a run."""
+def label(method: str, point: dict[str, Any]) -> str:
+    """The name of a point: its folder and its row."""
+    return ",".join([method, *(f"{key}={value:g}" for key, value in point.items())])
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """Validation accuracy of a run at its end, and its mean over the course."""
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
-    return [json.loads(line)["avg@1"]["value"] for line in lines]
+    points = [json.loads(line)["avg@1"]["value"] for line in lines]
+    return {"final": points[-1], "area": sum(points) / len(points)}
+
+
+def run_all(plans: list[Comparison], jobs: int, output: Path) -> None:
+    """Run everything that is not finished, side by side."""
+    everything = Comparison(output, [job for one in plans for job in one.jobs])
+    run_comparison(everything, parallel=jobs)
+
+
+def search(methods: list[str], jobs: int, output: Path) -> dict[str, dict[str, Any]]:
+    """Both rounds. Returns the rows of the table by label: accuracies by seed, whether it was chosen."""
+    first = {(method, place): point for method in methods for place, point in enumerate(settings(GRIDS[method]))}
+    plans = {key: plan(key[0], point, [SEEDS[0]], output) for key, point in first.items()}
+    run_all(list(plans.values()), jobs, output)
+    scores = {key: [measure(job.folder) for job in one.jobs] for key, one in plans.items()}
+    best_two = {method: best([key for key in first if key[0] == method], scores, 2) for method in methods}
+    again = {key: plan(key[0], first[key], list(SEEDS), output) for keys in best_two.values() for key in keys}
+    run_all(list(again.values()), jobs, output)
+    scores |= {key: [measure(job.folder) for job in one.jobs] for key, one in again.items()}
+    chosen = {best(keys, scores, 1)[0] for keys in best_two.values()}
+    return {
+        label(key[0], point): {
+            "final": [one["final"] for one in scores[key]],
+            "area": rank(scores[key])[1],
+            "chosen": key in chosen,
+        }
+        for key, point in first.items()
+    }
+
+
+def best(keys: list[Key], scores: dict[Key, list[dict[str, float]]], count: int) -> list[Key]:
+    """The `count` points that rank highest."""
+    return sorted(keys, key=lambda key: rank(scores[key]), reverse=True)[:count]
+
+
+def rank(runs: list[dict[str, float]]) -> tuple[float, float]:
+    """Means over seeds: accuracy at the end, then over the course."""
+    return sum(run["final"] for run in runs) / len(runs), sum(run["area"] for run in runs) / len(runs)
 
 
 def main() -> None:
-    """Run the grid, print and write the table."""
+    """Run the search, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(GRIDS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100], help="not those of the comparison")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("runs/tuning"))
-    parser.add_argument("overrides", nargs="*", help="key=value for every run, such as sft.steps=40")
     arguments = parser.parse_args()
-    plans = plan(arguments.output, arguments.methods.split(","), arguments.seeds, arguments.overrides)
-    everything = Comparison(arguments.output, [job for one in plans.values() for job in one.jobs])
-    run_comparison(everything, parallel=arguments.jobs)
-    rows = {}
-    for label, one in plans.items():
-        curves = [curve(job.folder) for job in one.jobs]
-        final = [points[-1] for points in curves]
-        area = [sum(points) / len(points) for points in curves]
-        rows[label] = {"final": final, "mean": sum(final) / len(final), "area": sum(area) / len(area)}
-        shown = "  ".join(f"{value:.3f}" for value in final)
-        print(f"{label:60s} mean {rows[label]['mean']:.3f}  area {rows[label]['area']:.3f}  seeds {shown}", flush=True)
+    rows = search(arguments.methods.split(","), arguments.jobs, arguments.output)
+    for name, row in rows.items():
+        print(f"{name:62s} area {row['area']:.3f}  seeds {row['final']}{'  <- chosen' if row['chosen'] else ''}")
     file = arguments.output / "tuning.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(known | rows, indent=2) + "\n")

@@ -1,9 +1,9 @@
 """Put a comparison's numbers into README.md and docs/results.md, so that nobody types a figure.
 
-    python benchmarks/write_results.py runs/results --tuning runs/tuning/tuning.json
+    python benchmarks/write_results.py runs/results --tuning runs/tuning/tuning.json --dials runs/dials/dials.json
 
-Replaces what stands between `<!-- NAME -->` and `<!-- end NAME -->`, and keeps comparison.json, the tuning and the
-picture under docs/results/.
+Replaces what stands between `<!-- NAME -->` and `<!-- end NAME -->`, and keeps comparison.json, the tuning, the
+map over the dials and the picture under docs/results/.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def cost_table(comparison: dict[str, Any]) -> str:
 
 
 def tuning_table(tuning: dict[str, Any]) -> str:
-    """Every setting that was tried."""
+    """Every setting that was tried; the chosen ones are bold."""
     lines = [
         "| method | setting | validation accuracy at the end, by seed | mean over the course |",
         "|---|---|---|---|",
@@ -70,7 +70,19 @@ def tuning_table(tuning: dict[str, Any]) -> str:
     for label, entry in tuning.items():
         method, _, setting = label.partition(",")
         final = ", ".join(f"{100 * value:.1f}" for value in entry["final"])
-        lines.append(f"| {method} | {setting.replace(',', ', ')} | {final} | {100 * entry['area']:.1f} |")
+        name = f"**{method}**" if entry["chosen"] else method
+        lines.append(f"| {name} | {setting.replace(',', ', ')} | {final} | {100 * entry['area']:.1f} |")
+    return "\n".join(lines)
+
+
+def dials_table(dials: dict[str, Any], sets: list[str]) -> str:
+    """A row a setting and method, columns as in the accuracy table."""
+    lines = ["| setting | method | " + " | ".join(name.removeprefix("miniature/") for name in sets) + " |"]
+    lines.append("|---|---|" + "---|" * len(sets))
+    for entry in dials.values():
+        for place, (method, evaluations) in enumerate(entry["methods"].items()):
+            cells = [percent(evaluations[one]["avg@1"]) for one in sets]
+            lines.append(f"| {entry['summary'] if place == 0 else ''} | {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -85,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", type=Path)
     parser.add_argument("--tuning", type=Path)
+    parser.add_argument("--dials", type=Path)
     arguments = parser.parse_args()
     comparison = json.loads((arguments.comparison / "comparison.json").read_text())
     KEPT.mkdir(exist_ok=True)
@@ -99,6 +112,9 @@ def main() -> None:
         tuning = json.loads(arguments.tuning.read_text())
         shutil.copy(arguments.tuning, KEPT / "tuning.json")
         replace(ROOT / "docs" / "results.md", "tuning", tuning_table(tuning))
+    if arguments.dials:
+        shutil.copy(arguments.dials, KEPT / "dials.json")
+        replace(ROOT / "docs" / "results.md", "dials", dials_table(json.loads(arguments.dials.read_text()), sets))
 
 
 if __name__ == "__main__":
