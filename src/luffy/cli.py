@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.padding import Padding
 from rich.table import Table
 
 from luffy.config import describe, load_config
@@ -211,13 +213,18 @@ def methods() -> None:
     """List the methods and how they differ."""
     from luffy.algorithm.methods import METHODS
 
-    table = Table("method", "phases", "traces", "baseline", "shaping", "clip", "what it is")
     for name, method in METHODS.items():
         shaping = method.shaping if method.sampled_shaping == "none" else f"{method.sampled_shaping} (own tokens)"
-        clip = "sampled" if method.clip else "none"
-        row = (name, " + ".join(method.phases), method.traces, method.baseline, shaping, clip, method.summary)
-        table.add_row(*row)
-    results.print(table)
+        choices = {
+            "phases": " + ".join(method.phases),
+            "traces": method.traces,
+            "baseline": method.baseline,
+            "shaping": shaping,
+            "clip": "sampled tokens" if method.clip else "none",
+        }
+        results.print(f"[bold]{name}[/]  {method.summary}", highlight=False)
+        results.print(Padding(" · ".join(f"{key}: {value}" for key, value in choices.items()), (0, 4)), highlight=False)
+        results.print(Padding(f"[dim]{method.source}[/]", (0, 4)), highlight=False)
 
 
 @data_commands.command("check")
@@ -281,26 +288,39 @@ def _print_summary(summary: Any) -> None:
 
 def _print_comparison(comparison: dict[str, Any]) -> None:
     sets = list(dict.fromkeys(name for entry in comparison["methods"].values() for name in entry["evaluations"]))
-    table = Table("method", "seeds", *sets, title="accuracy in %, with 95 % intervals over problems and seeds")
+    common = sets[0][: sets[0].find("/") + 1] if len({name.partition("/")[0] for name in sets}) == 1 else ""
+    short = {name: name.removeprefix(common) for name in sets}
+    title = f"{common.rstrip('/')} accuracy in %, with 95 % intervals over problems and seeds".strip()
+    columns = [name.replace("_", " ") for name in short.values()]  # so that they may wrap
+    table = Table("method", *columns, title=title, box=SIMPLE)
     rows = {"base": {"evaluations": comparison.get("base", {})}} | comparison["methods"]
     for name, entry in rows.items():
         cells = [_cell(entry["evaluations"].get(one)) for one in sets]
-        table.add_row(name, str(entry.get("seeds", "")), *cells)
+        seeds = f"[dim]{_counted(entry['seeds'], 'seed')}[/]" if "seeds" in entry else ""
+        table.add_row(f"{name}\n{seeds}", *cells)
     results.print(table)
-    verdicts = Table("claim", "set", "difference", "95 % interval", "here")
+    verdicts = Table(
+        "here", "claim (set)", "difference [95 % interval]", box=SIMPLE, title="the claims, as they came out here"
+    )
     colours = {"holds": "green", "fails": "red", "undecided": "yellow"}
     for one in comparison["verdicts"]:
-        interval = f"{one['low']:+.3f} to {one['high']:+.3f}"
-        verdict = f"[{colours[one['verdict']]}]{one['verdict']}[/]"
-        verdicts.add_row(one["claim"], one["set"], f"{one['difference']:+.3f}", interval, verdict)
+        interval = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
+        claim = f"{one['claim']} ({short.get(one['set'], one['set'])})"
+        verdicts.add_row(f"[{colours[one['verdict']]}]{one['verdict']}[/]", claim, interval)
     results.print(verdicts)
+    for note in comparison["notes"]:
+        results.print(_plain(note), highlight=False)
 
 
 def _cell(metrics: dict[str, Any] | None) -> str:
     if not metrics:
         return "-"
     value = next(iter(metrics.values()))
-    return f"{100 * value['value']:.1f} [{100 * value['low']:.0f}, {100 * value['high']:.0f}]"
+    return f"{100 * value['value']:.1f}\n[dim]{100 * value['low']:.0f}-{100 * value['high']:.0f}[/]"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _percent(value: float) -> str:

@@ -16,6 +16,7 @@ LINES_IN_A_PIPE = 20  # a run prints about this many lines when nobody watches
 
 SHOWN = {
     "reward": "reward/on_policy",
+    "accuracy": "accuracy",  # the newest on the first watched set
     "trace adv.": "guidance/trace_advantage",
     "entropy": "policy/entropy",
     "length": "completion/length",

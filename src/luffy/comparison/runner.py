@@ -5,6 +5,7 @@ COMPARISON/METHOD/seed-K/   a run folder each; a comparison that was killed goes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import IO, Any
 import yaml
 
 from luffy.config import Config, differing_keys, load_config
+from luffy.data import parse_benchmark
 from luffy.errors import RunError
 
 POLL_SECONDS = 0.5
@@ -55,12 +57,27 @@ class Job:
         return bool(summary.get("status") == "finished" and summary["steps"] >= total_steps(self.config))
 
     def latest(self) -> dict[str, Any]:
-        """The newest metrics line, or an empty dict."""
-        try:
-            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
-            return dict(json.loads(lines[-1])) if lines else {}
-        except (OSError, ValueError):
-            return {}
+        """The newest metrics line, beside it the newest `accuracy` on the first watched set; empty before the first."""
+        watched = [parse_benchmark(given)[1] for given in self.config.evaluation.watch[:1]]
+        newest = _newest(self.folder / "metrics.jsonl", lambda line: "step" in line)
+        evaluation = _newest(self.folder / "evaluations.jsonl", lambda line: line.get("set") in watched)
+        for name, value in evaluation.items():
+            if name.startswith("avg@"):
+                newest["accuracy"] = value["value"]
+        return newest
+
+
+def _newest(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The last wanted object of a JSONL file that is being written; parsed from its end, since this is asked often."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            if wanted(found := json.loads(line)):
+                return dict(found)
+    return {}
 
 
 @dataclass(slots=True)

@@ -38,7 +38,7 @@ def train(
 
     problems: the training problems instead of `data.train`. reward: a function of (completion, answer) instead of the
     configured verifier; above 0.5 counts as correct. on_step: called after each step with its number, the number of
-    steps in all, and its metrics.
+    steps in all, and its metrics, beside them the newest `accuracy` on the first set of `evaluation.watch`.
     Returns the summary that is also in `RUN/summary.json`. Raises LuffyError for what is the user's to resolve.
     """
     source = load_training_problems(config.data) if problems is None else LoadedProblems.of(problems)

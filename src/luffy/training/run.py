@@ -195,7 +195,13 @@ class Run:
             self.folder.write_rollouts(step.number, rollout_records(groups, self.loaded.tokenizer))
         self._evaluate_and_save(step.number)
         if self.on_step:
-            self.on_step(step.number, self.total_steps, metrics)
+            self.on_step(step.number, self.total_steps, metrics | self._newest_accuracy())
+
+    def _newest_accuracy(self) -> dict[str, float]:
+        """On the first watched set, for whoever watches the run."""
+        watched = (one.name for one in self.benchmarks if one.given in self.config.evaluation.watch)
+        newest = self.evaluations.get(next(watched, ""), {})
+        return {"accuracy": next(iter(newest.values()))["value"]} if newest else {}
 
     def _warn_of_skipped(self, number: int) -> None:
         logger.warning(
