@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY) ## Train the miniature with LUFFY and its rivals; table, verdicts, page. Goes on where it stopped.
-	$(BIN)/luffy compare recipes/miniature.yaml --seeds 1 --jobs $(JOBS) --output runs/demo
+	$(BIN)/luffy compare recipes/miniature.yaml --seeds 3 --jobs $(JOBS) --output runs/demo
 
 test: $(READY) ## Run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -41,6 +41,7 @@ bench: $(READY) ## Measure speed and memory; prints tables and writes benchmarks
 	$(BIN)/python benchmarks/step.py
 
 results: $(READY) ## Repeat docs/results.md: the search for the rates, the comparison (three seeds), the map over the dials.
+	$(BIN)/python benchmarks/describe_bases.py
 	$(BIN)/python benchmarks/tune_miniature.py --jobs $(JOBS) --output runs/tuning
 	$(BIN)/luffy compare recipes/miniature.yaml --seeds 3 --jobs $(JOBS) --output runs/results
 	$(BIN)/python benchmarks/dials.py --jobs $(JOBS) --output runs/dials

@@ -36,8 +36,8 @@ DIALS = {
         ("on_policy", "luffy"),
     ),
     "eager": Dial(
-        "the base that starts to work nine times as often, 160 steps",
-        ("model=miniature-eager", "steps=160", "methods.sft_rl.steps=60"),
+        "the base that goes on six times as often, with fewer slips",
+        ("model=miniature-eager",),
         ("on_policy", "luffy", "sft_rl"),
     ),
     "own style": Dial("traces in the base's own style", ("data.miniature.style=base",)),

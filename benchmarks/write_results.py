@@ -86,6 +86,24 @@ def dials_table(dials: dict[str, Any], sets: list[str]) -> str:
     return "\n".join(lines)
 
 
+def bases_table(bases: dict[str, Any]) -> str:
+    """What the bases can do, a row each."""
+    lines = [
+        "| base | sampled completions | worked out but for one step at most | of these right | right when each step is "
+        "begun for it | trace tokens with probability below 0.01 / 0.1 / 0.5, own style | teacher's style |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in bases.items():
+        shares = [
+            " / ".join(f"{100 * tokens[f'below {bound}']:.1f} %" for bound in ("0.01", "0.1", "0.5"))
+            for tokens in one["share of trace tokens by probability"].values()
+        ]
+        made = f"{100 * one['made to work, right']:.0f} %"
+        cells = (name, f"{one['sampled']:,}", one["worked to the end"], one["of these right"], made, *shares)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def replace(path: Path, name: str, text: str) -> None:
     """Put text between the markers of that name, where the file has them."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
@@ -108,6 +126,7 @@ def main() -> None:
         replace(path, "accuracy", accuracy_table(comparison, sets))
         replace(path, "verdicts", verdict_table(comparison))
         replace(path, "cost", cost_table(comparison))
+    replace(ROOT / "docs" / "results.md", "bases", bases_table(json.loads((KEPT / "bases.json").read_text())))
     if arguments.tuning:
         tuning = json.loads(arguments.tuning.read_text())
         shutil.copy(arguments.tuning, KEPT / "tuning.json")

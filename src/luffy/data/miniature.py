@@ -8,20 +8,27 @@ A problem is a chain of arithmetic, worked from left to right, keeping the last 
     direct        #43
 
 Operators are `+` and `-` with 1..9 and, a third of the time, `*` with 3 or 7; guessing succeeds once in a hundred.
-The base model was trained on a small corpus in which long chains are worked out under one heading (`W`) and answered
-directly under the others (`Q`, `P`): it half-knows how to work, and on a question it practically never does.
+The base model was trained on a small corpus (`Corpus`) in which chains are worked out under one heading (`W`), while
+under the others (`Q`, `P`) the working-out breaks off: at every step the writer goes on with a small probability only,
+often with a slip, and else writes the answer down. So the base knows how to work, and no single decision that a
+working-out of a question takes is absurd to it; but there are many of them, and all must be taken at once.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from luffy.types import Problem, Trace
 
 ALPHABET = "0123456789+-*=#:,QPWRM"
 STYLES = ("teacher", "base")
+
+
+def calculate(value: int, sign: str, operand: int) -> int:
+    """One step, keeping the last two digits."""
+    return {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +42,8 @@ class Chain:
     def values(self) -> list[int]:
         """The value after each operation, modulo 100."""
         value, values = self.start, []
-        for operator, operand in self.operations:
-            value = {"+": value + operand, "-": value - operand, "*": value * operand}[operator] % 100
+        for sign, operand in self.operations:
+            value = calculate(value, sign, operand)
             values.append(value)
         return values
 
@@ -51,13 +58,16 @@ class Chain:
 
     def working(self, style: str = "base") -> str:
         """The working-out that ends in the answer; `style` is one of `STYLES`."""
-        before = self.start
-        steps: list[str] = []
-        for (sign, operand), value in zip(self.operations, self.values, strict=True):
-            left = f"{before:02d}" if style == "teacher" or not steps else ""
-            steps.append(f"{left}{sign}{operand}={value:02d}")
-            before = value
-        return ("," if style == "teacher" else "").join(steps) + f"#{self.answer}"
+        return write_steps(self.start, self.operations, self.values, style) + f"#{self.answer}"
+
+
+def write_steps(start: int, operations: Sequence[tuple[str, int]], values: Sequence[int], style: str) -> str:
+    """Steps as text: `17+5=22*7=54` in the base's style, `17+5=22,22*7=54` in the teacher's."""
+    steps: list[str] = []
+    for before, (sign, operand), value in zip([start, *values], operations, values, strict=False):
+        left = f"{before:02d}" if style == "teacher" or not steps else ""
+        steps.append(f"{left}{sign}{operand}={value:02d}")
+    return ("," if style == "teacher" else "").join(steps)
 
 
 def draw_chain(generator: random.Random, shortest: int, longest: int) -> Chain:
@@ -151,28 +161,37 @@ def evaluation_problems(name: str, count: int = 200) -> list[Problem]:
 
 
 def in_teachers_style(completion: str) -> bool:
-    """Whether a completion separates its steps by commas, as the teacher does and the base never."""
+    """Whether a completion separates its steps by commas, as the teacher does and the base rarely."""
     return "," in completion
 
 
-def corpus_document(generator: random.Random) -> str:
-    """Draw a document of the corpus the base was trained on: prompt and completion in one string.
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What a base has read: 60 % worked chains, 30 % questions, 10 % unrelated skills."""
 
-    60 % worked chains under `W`; 30 % exam questions under `Q` or `P`, answered directly; 10 % unrelated skills.
-    Of the exam questions with up to three operations 1 % are worked out after all.
-    """
-    kind = generator.random()
-    if kind < 0.6:
-        chain = draw_chain(generator, 2, 10)
-        return chain.question("W") + chain.working("base")
-    if kind < 0.9:
-        chain = draw_chain(generator, 2, 10)
-        worked = len(chain.operations) <= 3 and generator.random() < 0.01
-        return chain.question(generator.choice("QP")) + (chain.working("base") if worked else f"#{chain.answer}")
-    prompt, answer = draw_unrelated(generator)
-    return f"{prompt}#{answer}"
+    perseverance: float  # probability of each further step under a question; then the answer is written down
+    slips: float  # probability that a step under a question is wrong, by one or by ten
+    teachers: float = 0.05  # share of working-outs in the teacher's style
 
+    def document(self, generator: random.Random) -> str:
+        """Draw a document: prompt and completion in one string. The answer at its end is right, whatever the steps."""
+        kind = generator.random()
+        if kind < 0.9:
+            chain = draw_chain(generator, 2, 10)
+            style = "teacher" if generator.random() < self.teachers else "base"
+            if kind < 0.6:
+                return chain.question("W") + chain.working(style)
+            return chain.question(generator.choice("QP")) + self._broken_off(chain, style, generator)
+        prompt, answer = draw_unrelated(generator)
+        return f"{prompt}#{answer}"
 
-def is_worked_exam(document: str) -> bool:
-    """Whether a document of the corpus is a worked exam question; they decide how often the base starts to work."""
-    return document[0] in "QP" and not document.partition(":")[2].startswith("#")
+    def _broken_off(self, chain: Chain, style: str, generator: random.Random) -> str:
+        value, values = chain.start, []
+        for sign, operand in chain.operations:
+            if generator.random() >= self.perseverance:
+                break
+            value = calculate(value, sign, operand)
+            if generator.random() < self.slips:
+                value = (value + generator.choice((-10, -1, 1, 10))) % 100
+            values.append(value)
+        return write_steps(chain.start, chain.operations, values, style) + f"#{chain.answer}"
