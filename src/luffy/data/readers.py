@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -261,6 +260,8 @@ def _or_error(parse: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return parse(*arguments)
     except RowError as error:
+        content = arguments[-1]
+        error.content = content.decode("utf-8", "replace").rstrip() if isinstance(content, bytes) else content
         return error
 
 
@@ -318,8 +319,7 @@ def _delimiter(path: Path, header: str) -> str:
     """A tab for .tsv; else the most frequent of comma, semicolon (spreadsheets of many countries) and tab."""
     if path.suffix.lower() == ".tsv":
         return "\t"
-    counts = {mark: len(next(csv.reader(io.StringIO(header), delimiter=mark), [])) for mark in ",;\t"}
-    return max(counts, key=lambda mark: counts[mark])
+    return max(",;\t", key=re.sub(r'"[^"]*"', "", header).count)
 
 
 def _csv_row(header: Sequence[str], fields: Sequence[str]) -> dict[str, Any]:

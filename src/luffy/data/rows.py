@@ -23,7 +23,9 @@ HIGHEST_LOGPROB = 1e-3  # a log-probability is at most 0; low precision may roun
 
 
 class RowError(ValueError):
-    """Why a line is not a problem; its text is the reason alone, without file and row."""
+    """Why a row is not a problem; its text is the reason alone, without file and row."""
+
+    content: Any = None  # what the row holds, where it could not even be read
 
 
 def parse_row(line: bytes, default_id: str) -> Problem:
