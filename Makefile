@@ -13,7 +13,7 @@ help: ## Show this list.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,data]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,data,reasoning-gym]'
 	touch $@
 
 demo: $(READY) ## Train the miniature with LUFFY and its rivals; table, verdicts, page. Goes on where it stopped.

@@ -220,6 +220,61 @@ def methods() -> None:
     results.print(table)
 
 
+@data_commands.command("prepare")
+def prepare_data(
+    name: Annotated[str, typer.Argument(help="A public set, `miniature`, or `reasoning-gym:TASK`.")],
+    parameters: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of a task or the miniature: size=500 seed=1")
+    ] = None,
+    files: Annotated[
+        list[str] | None, typer.Option("--from", help="Files or a folder of the set, in place of the hub.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The JSONL file; default: NAME.jsonl here.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the set on the hub.")] = "train",
+    model: Annotated[str | None, typer.Option(help="Count tokens by this model's tokenizer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest trace; default: the set's own.")] = None,
+    keep: Annotated[str, typer.Option(help="Which of a problem's traces: first, shortest or all.")] = "first",
+    kind: Annotated[str | None, typer.Option(help="Verifier of the traces, or none; default: the set's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N problems.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Verifier processes.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a public set into problems with traces: gsm8k, openr1-math (-easy, -hard), math, numina, or a made task.
+
+    [dim]luffy data prepare gsm8k
+    luffy data prepare gsm8k --from train.jsonl --out gsm8k.jsonl
+    luffy data prepare openr1-math --model Qwen/Qwen2.5-Math-7B
+    luffy data prepare reasoning-gym:chain_sum size=2000 min_terms=3 max_terms=6 --out sums.jsonl[/]
+    """
+    from luffy.config import nearest, parse_override
+    from luffy.data import prepare_public
+    from luffy.progress import RowsProgress
+
+    if keep not in ("first", "shortest", "all"):
+        known = ("first", "shortest", "all")
+        raise ConfigError(f"--keep: expected first, shortest or all, got {keep!r}.{nearest(keep, known)}")
+    with RowsProgress(messages, f"preparing {name}") as progress:
+        prepared = prepare_public(
+            name,
+            out or Path(f"{name.replace(':', '-')}.jsonl"),
+            files=files or (),
+            parameters=dict(map(parse_override, parameters or ())),
+            split=split,
+            tokenizer=_tokenizer(model) if model else None,
+            max_tokens=max_tokens,
+            keep=keep,  # type: ignore[arg-type]
+            kind=kind,
+            limit=limit,
+            workers=workers,
+            on_progress=progress.on_rows,
+        )
+    if as_json:
+        _print_json(prepared.to_json())
+        return
+    for line in prepared.lines():
+        results.print(_plain(line), soft_wrap=True, highlight=False)
+
+
 @data_commands.command("check")
 def check_data(
     file: Annotated[str, typer.Argument(help="A file in any of the formats, a saved data set, or a hub name.")],
@@ -284,10 +339,10 @@ def _write_fixed(checked: Any, path: Path, data: Any) -> None:
     from luffy.data import left_out_path, write_fixed
 
     counts = write_fixed(checked, path, columns=data.columns, subset=data.subset, split=data.split)
-    line = (
-        f"{path}: {counts['problems']} problems, {counts['traces']} traces. {left_out_path(path)}: "
-        f"{counts['rows_left_out']} rows and {counts['traces_left_out']} traces that were left out, with reasons."
-    )
+    line = f"{path}: {counts['problems']} problems, {counts['traces']} traces."
+    if counts["rows_left_out"] or counts["traces_left_out"]:
+        what = f"{counts['rows_left_out']} rows and {counts['traces_left_out']} traces"
+        line += f" {left_out_path(path)}: {what} that were left out, with reasons."
     messages.print(_plain(line), soft_wrap=True, highlight=False)
 
 

@@ -38,7 +38,7 @@ def write_fixed(
     subset: str | None = None,
     split: str = "train",
 ) -> dict[str, int]:
-    """Write what the report finds good as JSONL to `path`, the rest with reasons to `left_out_path(path)`.
+    """Write what the report finds good as JSONL to `path`, the rest, if any, with reasons to `left_out_path(path)`.
 
     columns, subset, split: as the file was checked with. Both files are written whole or not at all. Returns the
     counts `problems`, `traces`, `rows_left_out` and `traces_left_out`. Raises DataError when nothing would be left or
@@ -65,7 +65,14 @@ def write_fixed(
             raise DataError(f"{report.path}: changed while it was checked; check it again.")
         if not counts["problems"]:
             raise DataError(f"{report.path}: no problem would be left, so nothing was written.")
+    remove_empty(left_out_path(path))
     return counts
+
+
+def remove_empty(path: Path) -> None:
+    """Remove the file of what was left out when that is nothing."""
+    if path.stat().st_size == 0:
+        path.unlink()
 
 
 def _rows_out(report: CheckReport) -> dict[int, str]:

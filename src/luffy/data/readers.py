@@ -16,6 +16,7 @@ import csv
 import difflib
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -216,14 +217,15 @@ class RowSource:
 
     def _hub_rows(self, on_header: OnHeader) -> Iterator[RawRow]:
         library = _datasets(self.name)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error below says what its warnings say
         try:
             loaded = library.load_dataset(self.name, self.subset, split=self.split)
         except Exception as error:  # of the hub, the network, the file system, or an unknown subset or split
             first_line = (str(error).splitlines() or [""])[0]
             raise DataError(
                 f"{self.name}: there is no such file, and the data set cannot be loaded from the hub "
-                f"({type(error).__name__}: {first_line}). Check the name, data.subset={self.subset or ''} and "
-                f"data.split={self.split}, and whether this machine reaches the hub."
+                f"({type(error).__name__}: {first_line}). Check the name, data.split={self.split}, data.subset where "
+                "the data set has several, and whether this machine reaches the hub."
             ) from None
         yield from self._dataset_rows(loaded, on_header)
 
