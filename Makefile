@@ -39,6 +39,7 @@ bench: $(READY) ## Measure speed and memory; prints tables and writes benchmarks
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/data_check.py
 
 results: $(READY) ## Repeat docs/results.md: the search for the rates, the comparison (three seeds), the map over the dials.
 	$(BIN)/python benchmarks/tune_miniature.py --jobs $(JOBS) --output runs/tuning

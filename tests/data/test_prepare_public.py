@@ -257,7 +257,7 @@ def test_a_task_that_yields_worked_solutions(tmp_path):
     report = prepare_public("reasoning-gym:gsm_symbolic", out, parameters={"size": 20})
     assert report.problems == report.traces == 20
     for problem in load_problems(out).problems:
-        assert problem.traces[0].text.rpartition("#### ")[2] == json.loads(problem.answer)["answer"]
+        assert float(problem.traces[0].text.rpartition("#### ")[2]) == float(json.loads(problem.answer)["answer"])
 
 
 def test_tuples_of_an_entry_keep_their_kind(tmp_path):
