@@ -126,8 +126,9 @@ def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 def check(path: Path, folder: Path, count: int, tokens: int) -> dict[str, Any]:
     """Run the command on a file. Returns what it took."""
     command = [
-        sys.executable, "-m", "luffy", "data", "check", str(path), "--kind", "math", "--model", str(folder / "tokenizer"),
-        "--closing", "</think>", "--benchmark", str(folder / "benchmark.jsonl"), "--json",
+        sys.executable, "-m", "luffy", "data", "check", str(path), "--kind", "math",
+        "--model", str(folder / "tokenizer"), "--closing", "</think>", "--json",
+        "--benchmark", str(folder / "benchmark.jsonl"),
         f"rollout.max_tokens={LIMIT}", "data.max_prompt_tokens=1024",
     ]  # fmt: skip
     with (folder / "report.json").open("w") as output:

@@ -183,7 +183,7 @@ def test_missing_column_is_named_once_with_the_nearest(tmp_path, write_rows):
     sheet = write_csv(tmp_path / "x.csv", ["question", "answr"], ["17+5", "22"])
     with pytest.raises(DataError, match=r"x\.csv: there is no column 'prompt'. Did you mean 'question'\?") as error:
         load_problems(sheet)
-    assert str(error.value).endswith("data.columns.prompt=question")
+    assert str(error.value).endswith("data.columns.prompt=question data.columns.answer=COLUMN")
     columns = ColumnsConfig(prompt="quesion", answer="answr")
     expected = (
         r"there is no column 'quesion' \(data.columns.prompt\). Did you mean 'question'\? It has: question, answr"
@@ -193,6 +193,12 @@ def test_missing_column_is_named_once_with_the_nearest(tmp_path, write_rows):
             load_problems(path, columns=columns, on_bad_row="drop")
     with pytest.raises(DataError, match="Did you mean 'answr'"):
         load_problems(sheet, columns=ColumnsConfig(prompt="question"))
+
+
+def test_a_mapping_that_is_no_longer_needed_is_named(write_rows):
+    path = write_rows({"prompt": "17+5", "answer": "22"})
+    with pytest.raises(DataError, match=r"no column 'question'.*Leave data.columns.prompt out: there is 'prompt'"):
+        load_problems(path, columns=ColumnsConfig(prompt="question"))
 
 
 def test_misspelt_traces_column_of_json_lines_is_not_silently_nothing(write_rows):

@@ -53,14 +53,18 @@ class Columns:
                 raise DataError(self._no_column(path, key, header))
         if is_original(header):
             return
-        for key in ("prompt", "answer"):
-            if key not in header and not (self.mapping and getattr(self.mapping, key)):
-                other = next((name for name in OTHER_NAMES[key] if name in header), None)
-                hint = f" Did you mean {other!r}?" if other else nearest(key, header)
-                raise DataError(
-                    f"{self.name}: there is no column {key!r}.{hint} It has: {', '.join(header)}. "
-                    f"To say which one it is: data.columns.{key}={other or 'COLUMN'}"
-                )
+        lacking = [
+            key
+            for key in ("prompt", "answer")
+            if key not in header and not (self.mapping and getattr(self.mapping, key))
+        ]
+        if lacking:
+            likely = {key: next((name for name in OTHER_NAMES[key] if name in header), None) for key in lacking}
+            hint = f" Did you mean {likely[lacking[0]]!r}?" if likely[lacking[0]] else nearest(lacking[0], header)
+            raise DataError(
+                f"{self.name}: there is no column {lacking[0]!r}.{hint} It has: {', '.join(header)}. Say which it is: "
+                + " ".join(f"data.columns.{key}={name or 'COLUMN'}" for key, name in likely.items())
+            )
 
     def check_found(self, header: Iterable[str]) -> None:
         """Refuse a mapped column that no row had; `header`: the names that were seen. Raises DataError."""
@@ -68,7 +72,9 @@ class Columns:
             raise DataError(self._no_column(path, key, list(header)))
 
     def _no_column(self, path: str, key: str, header: Sequence[str]) -> str:
-        return f"{self.name}: there is no column {path!r} ({key}).{nearest(path, header)} It has: {', '.join(header)}."
+        ours = key.rpartition(".")[2]
+        hint = f" Leave {key} out: there is {ours!r}." if ours in header else nearest(path, header)
+        return f"{self.name}: there is no column {path!r} ({key}).{hint} It has: {', '.join(header)}."
 
     def translate(self, row: Any) -> Any:
         """The row with our keys; one that needs no translation as it is. Raises RowError."""

@@ -17,7 +17,17 @@ KNOWN_KEYS = ("prompt", "answer", "id", "source", "traces", "trace")
 TRACE_KEYS = ("text", "model", "logprobs")
 OTHER_NAMES = {  # what other data sets call our keys
     "prompt": ("question", "problem", "messages", "instruction", "input", "query"),
-    "answer": ("ground_truth", "target", "solution", "final_answer", "expected_answer", "label", "output"),
+    "answer": (
+        "ground_truth",
+        "target",
+        "solution",
+        "final_answer",
+        "expected_answer",
+        "gold",
+        "reference",
+        "label",
+        "output",
+    ),
 }
 HIGHEST_LOGPROB = 1e-3  # a log-probability is at most 0; low precision may round it up a little
 
