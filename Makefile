@@ -13,7 +13,7 @@ help: ## Show this list.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,data,reasoning-gym]'
 	touch $@
 
 demo: $(READY) ## Train the miniature with LUFFY and its rivals; table, verdicts, page. Goes on where it stopped.
@@ -39,6 +39,7 @@ bench: $(READY) ## Measure speed and memory; prints tables and writes benchmarks
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/data_check.py
 
 results: $(READY) ## Repeat docs/results.md: the search for the rates, the comparison (three seeds), the map over the dials.
 	$(BIN)/python benchmarks/describe_bases.py

@@ -227,26 +227,130 @@ def methods() -> None:
         results.print(Padding(f"[dim]{method.source}[/]", (0, 4)), highlight=False)
 
 
-@data_commands.command("check")
-def check_data(
-    file: Annotated[Path, typer.Argument(help="JSONL file of problems.")],
-    kind: Annotated[str, typer.Option(help="Verifier that the traces are graded by.")] = "exact",
-    model: Annotated[str | None, typer.Option(help="Count lengths in tokens of this model.")] = None,
+@data_commands.command("prepare")
+def prepare_data(
+    name: Annotated[str, typer.Argument(help="A public set, `miniature`, or `reasoning-gym:TASK`.")],
+    parameters: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Of a task or the miniature: size=500 seed=1")
+    ] = None,
+    files: Annotated[
+        list[str] | None, typer.Option("--from", help="Files or a folder of the set, in place of the hub.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The JSONL file; default: NAME.jsonl here.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the set on the hub.")] = "train",
+    model: Annotated[str | None, typer.Option(help="Count tokens by this model's tokenizer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest trace; default: the set's own.")] = None,
+    keep: Annotated[str, typer.Option(help="Which of a problem's traces: first, shortest or all.")] = "first",
+    kind: Annotated[str | None, typer.Option(help="Verifier of the traces, or none; default: the set's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N problems.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Verifier processes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Check a data file: broken rows, duplicates, wrong traces, lengths. Exit status 1 if something is wrong.
+    """Turn a public set into problems with traces: gsm8k, openr1-math (-easy, -hard), math, numina, or a made task.
 
-    [dim]luffy data check problems.jsonl --kind number --model Qwen/Qwen2.5-0.5B-Instruct[/]
+    [dim]luffy data prepare gsm8k
+    luffy data prepare gsm8k --from train.jsonl --out gsm8k.jsonl
+    luffy data prepare openr1-math --model Qwen/Qwen2.5-Math-7B
+    luffy data prepare reasoning-gym:chain_sum size=2000 min_terms=3 max_terms=6 --out sums.jsonl[/]
     """
-    from luffy.data import check_file
+    from luffy.config import nearest, parse_override
+    from luffy.data import prepare_public
+    from luffy.progress import RowsProgress
 
-    checked = check_file(file, kind=kind, tokenizer=_tokenizer(model) if model else None)
+    if keep not in ("first", "shortest", "all"):
+        known = ("first", "shortest", "all")
+        raise ConfigError(f"--keep: expected first, shortest or all, got {keep!r}.{nearest(keep, known)}")
+    with RowsProgress(messages, f"preparing {name}") as progress:
+        prepared = prepare_public(
+            name,
+            out or Path(f"{name.replace(':', '-')}.jsonl"),
+            files=files or (),
+            parameters=dict(map(parse_override, parameters or ())),
+            split=split,
+            tokenizer=_tokenizer(model) if model else None,
+            max_tokens=max_tokens,
+            keep=keep,  # type: ignore[arg-type]
+            kind=kind,
+            limit=limit,
+            workers=workers,
+            on_progress=progress.on_rows,
+        )
+    if as_json:
+        _print_json(prepared.to_json())
+        return
+    for line in prepared.lines():
+        results.print(_plain(line), soft_wrap=True, highlight=False)
+
+
+@data_commands.command("check")
+def check_data(
+    file: Annotated[str, typer.Argument(help="A file in any of the formats, a saved data set, or a hub name.")],
+    overrides: Overrides = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Verifier that the traces are graded by: exact, number, math.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Count lengths in tokens of this model.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Take verifier, limits and columns from this recipe.")] = None,
+    closing: Annotated[str | None, typer.Option(help="Text that every trace must contain: '</think>'.")] = None,
+    benchmark: Annotated[
+        list[str] | None, typer.Option("--benchmark", "-b", help="NAME or FILE that must not share problems with FILE.")
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write the good part here as JSONL, the rest beside it as *-left-out.jsonl.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a data file: broken rows, wrong traces, duplicates, overlap, lengths. Exit status 1 if something is wrong.
+
+    [dim]luffy data check problems.jsonl --kind number --model Qwen/Qwen2.5-0.5B-Instruct rollout.max_tokens=8192
+    luffy data check sheet.csv data.columns.prompt=question data.columns.answer=gold --kind math --fix clean.jsonl
+    luffy data check train.jsonl --kind math --closing '</think>' --benchmark test.parquet[/]
+    """
+    given = [f"data.train={json.dumps(file)}", *(overrides or []), *([f"reward.kind={kind}"] if kind else [])]
+    config = load_config(recipe, given)
+    from luffy.data import check_file, load_benchmark, parse_benchmark
+    from luffy.progress import RowsProgress
+
+    data = config.data
+    names = [parse_benchmark(name) for name in benchmark or ()]
+    with RowsProgress(messages, "checking") as progress:
+        checked = check_file(
+            file,
+            kind=config.reward.kind,
+            tokenizer=_tokenizer(model) if model else None,
+            template=data.template,
+            max_prompt_tokens=data.max_prompt_tokens if "max_prompt_tokens" in data.model_fields_set else None,
+            max_completion_tokens=config.rollout.max_tokens
+            if "max_tokens" in config.rollout.model_fields_set
+            else None,
+            closing=closing,
+            benchmarks={shown: load_benchmark(source) for source, shown, _ in names},
+            columns=data.columns,
+            subset=data.subset,
+            split=data.split,
+            workers=config.reward.workers,
+            deadline=config.reward.deadline,
+            on_progress=progress.on_rows,
+        )
     if as_json:
         _print_json(checked.to_json())
     else:
         for line in checked.lines():
             results.print(_plain(line), soft_wrap=True, highlight=False)
-    raise typer.Exit(0 if checked.ok else 1)
+    if fix is None:
+        raise typer.Exit(0 if checked.ok else 1)
+    _write_fixed(checked, fix, data)
+
+
+def _write_fixed(checked: Any, path: Path, data: Any) -> None:
+    from luffy.data import left_out_path, write_fixed
+
+    counts = write_fixed(checked, path, columns=data.columns, subset=data.subset, split=data.split)
+    line = f"{path}: {counts['problems']} problems, {counts['traces']} traces."
+    if counts["rows_left_out"] or counts["traces_left_out"]:
+        what = f"{counts['rows_left_out']} rows and {counts['traces_left_out']} traces"
+        line += f" {left_out_path(path)}: {what} that were left out, with reasons."
+    messages.print(_plain(line), soft_wrap=True, highlight=False)
 
 
 @data_commands.command("show")

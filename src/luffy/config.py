@@ -56,10 +56,35 @@ class MiniatureConfig(Section):
         return self
 
 
+class ColumnsConfig(Section):
+    """Which column holds what, in data that has other names than ours; a dotted path reaches into a nested column."""
+
+    prompt: str | None = Field(None, description="Column of the question: text or chat messages.")
+    answer: str | None = Field(None, description="Column of the reference answer, e.g. reward_model.ground_truth.")
+    id: str | None = Field(None, description="Column of a unique name of the problem.")
+    source: str | None = Field(None, description="Column that says where a problem comes from.")
+    traces: Names = Field((), description="Column, or list of columns, of solutions: texts, lists of texts, messages.")
+    model: str | None = Field(None, description="Column that says who wrote the traces: one name, or one a trace.")
+    logprobs: str | None = Field(
+        None, description="Column of the traces' log-probs: numbers, or a list of them a trace."
+    )
+
+    @property
+    def given(self) -> bool:
+        """Whether any column is mapped."""
+        return self != ColumnsConfig()
+
+
 class DataConfig(Section):
     """Problems, their traces, and how a prompt is written."""
 
-    train: str = Field(MINIATURE, description="JSONL file of problems with traces, or `miniature`.")
+    train: str = Field(
+        MINIATURE,
+        description="JSONL, JSON, CSV or Parquet file, a folder saved by `datasets`, a hub name, or `miniature`.",
+    )
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig, description="Names of the columns, where not ours.")
+    subset: str | None = Field(None, description="Configuration of a data set on the hub, where it has several.")
+    split: str = Field("train", min_length=1, description="Split of a data set on the hub or in a saved folder.")
     template: Literal["auto", "chat", "none", "simple"] = Field(
         "auto",
         description="How a prompt is written: the model's chat template, as it is, or `User: ... Answer: Let's think "

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from luffy.errors import RunError
 
@@ -88,6 +88,25 @@ def write_whole(path: Path, content: str | bytes) -> Path:
             beside.unlink(missing_ok=True)
             raise
     return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A file to write text to, little by little, which takes its place only when the block ends without an error.
+
+    Raises RunError when it cannot be written; what was there is then untouched.
+    """
+    beside = path.with_name(path.name + ".part")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def write_folder_whole(path: Path, fill: Callable[[Path], None]) -> None:

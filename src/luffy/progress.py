@@ -13,6 +13,7 @@ from rich.table import Table
 from luffy.comparison.runner import Comparison, Job, total_steps
 
 LINES_IN_A_PIPE = 20  # a run prints about this many lines when nobody watches
+SECONDS_IN_A_PIPE = 10.0  # between two lines about the rows of a file
 
 SHOWN = {
     "reward": "reward/on_policy",
@@ -111,6 +112,35 @@ class ComparisonProgress:
             return "?"
         seconds = (time.monotonic() - self.began) / (done - self.before) * (1 - done)
         return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+class RowsProgress:
+    """A bar over the rows of a file on a terminal; a line every `SECONDS_IN_A_PIPE` elsewhere."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        """what: is done with the rows, such as `checking`."""
+        self.console, self.what = console, what
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        rows = TextColumn("{task.fields[rows]} rows")
+        self.bar = Progress(*columns, rows, console=console, disable=not console.is_terminal, transient=True)
+        self.task = self.bar.add_task(what, total=None, rows=0)
+        self.began = self.reported = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def on_rows(self, rows: int, share: float | None) -> None:
+        """Show how far it is. share: of all rows, 0 to 1, where known."""
+        self.bar.update(self.task, completed=share or 0.0, total=None if share is None else 1.0, rows=rows)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.reported >= SECONDS_IN_A_PIPE:
+            self.reported = now
+            left = f", {(now - self.began) * (1 - share) / share:.0f} s left" if share else ""
+            self.console.print(f"{self.what}: {rows} rows{left}", highlight=False, soft_wrap=True)
 
 
 def _table(comparison: Comparison, latest: dict[int, dict[str, Any]], left: str) -> Table:

@@ -3,15 +3,19 @@
     load_training_problems(config.data)      what `data.train` names
     load_benchmark("miniature/hard")         what `evaluation.benchmarks` names, after `parse_benchmark`
     prepare_problems(loaded, tokenizer, ...) everything tokenised and verified once, with a report of what was left out
-    check_file(path, ...), show_problem(...) for `luffy data check` and `luffy data show`
+    check_file(path, ...), write_fixed(...)  for `luffy data check`; show_problem(...) for `luffy data show`
+    prepare_public("gsm8k", ...)             for `luffy data prepare`
 
 Nothing here imports torch or transformers: a tokenizer is an argument.
 """
 
 from luffy.data.benchmarks import benchmark_names, load_benchmark, parse_benchmark
-from luffy.data.check import CheckReport, check_file
+from luffy.data.check import check_file
+from luffy.data.check_report import CheckReport
+from luffy.data.fix import left_out_path, write_fixed
 from luffy.data.load import DroppedRow, LoadedProblems, load_problems, load_training_problems
 from luffy.data.prepare import EncodedProblem, EncodedTrace, PreparationReport, PreparedProblems, prepare_problems
+from luffy.data.prepare_public import PreparedSet, prepare_public
 from luffy.data.prompts import encode_prompt, encode_trace, render_prompt
 from luffy.data.show import show_problem
 
@@ -23,15 +27,19 @@ __all__ = [
     "LoadedProblems",
     "PreparationReport",
     "PreparedProblems",
+    "PreparedSet",
     "benchmark_names",
     "check_file",
     "encode_prompt",
     "encode_trace",
+    "left_out_path",
     "load_benchmark",
     "load_problems",
     "load_training_problems",
     "parse_benchmark",
     "prepare_problems",
+    "prepare_public",
     "render_prompt",
     "show_problem",
+    "write_fixed",
 ]

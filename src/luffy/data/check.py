@@ -1,119 +1,81 @@
 """Check a file of problems without training on it: `luffy data check FILE`.
 
-Nothing stops at the first mistake: the report names every bad row, every trace that does not verify, prompts that come
-twice and whether their answers agree, and, with a tokenizer, how long prompts and traces are.
+Nothing stops at the first mistake: the report names every bad row, every trace that does not verify, answers that the
+verifier cannot read, prompts that come twice and whether their answers agree, problems that a benchmark has too, and,
+with a tokenizer, how long prompts and traces are and what a limit would cut.
+
+The file is read in blocks, so that the memory it takes does not grow with the length of the traces.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from luffy.data.load import DroppedRow, LoadedProblems, read_rows
+from luffy.config import ColumnsConfig
+from luffy.data.check_report import (
+    BadAnswer,
+    BadPrompt,
+    CheckReport,
+    Cut,
+    RepeatedPrompt,
+    UnclosedTrace,
+    WrongTrace,
+    measure,
+)
+from luffy.data.load import DroppedRow, OnProgress, iterate_rows
+from luffy.data.overlap import Overlap, OverlapIndex
 from luffy.data.prepare import match_logprobs, rejection, shortened
 from luffy.data.prompts import Template, encode_prompts, encode_traces
+from luffy.data.readers import RowSource
+from luffy.errors import DataError
 from luffy.reward import VerifierPool
 from luffy.reward.verifiers import RewardFunction
+from luffy.types import Problem, Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHOWN_ITEMS = 10  # of each kind, in the lines of a report
-PERCENTILES = (50, 90, 99)
+PROBLEMS_AT_ONCE = 256
+SELF_CHECKED = ("number", "math")  # kinds for which the reference answer, given as the final answer, must be right
+LOST_TOKENS = 20  # of what a limit would cut, that are shown
+
+Numbered = tuple[int, Problem]  # row, problem
 
 
-@dataclass(frozen=True, slots=True)
-class WrongTrace:
-    """A trace that earns no reward, or whose log-probs do not fit its tokens."""
+@dataclass(slots=True)
+class Checks:
+    """What is checked besides the rows themselves, and what was found so far."""
 
-    row: int
-    trace: int  # from 1
-    extracted: str | None
-    expected: str
-    failure: str | None  # of the verifier, or what is wrong with the log-probs
-    reason: str  # the same as a sentence
-
-
-@dataclass(frozen=True, slots=True)
-class RepeatedPrompt:
-    """A prompt that comes more than once."""
-
-    rows: tuple[int, ...]
-    answers: tuple[str, ...]  # the different ones, in the order of the rows; more than one is a contradiction
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long texts are, in tokens (traces with end-of-sequence)."""
-
-    percentiles: dict[int, int]  # percent -> tokens
-    longest: int
-    limit: int | None
-    over_limit: tuple[int, ...]  # rows
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What a file of problems holds and what is wrong with it."""
-
-    path: str
-    digest: str
-    problems: int
-    traces: int
-    sources: dict[str, int]  # problems by source
-    bad_rows: tuple[DroppedRow, ...]
-    repeated_prompts: tuple[RepeatedPrompt, ...]
-    wrong_traces: tuple[WrongTrace, ...]
-    prompt_lengths: Lengths | None  # None without a tokenizer
-    trace_lengths: Lengths | None  # None without a tokenizer or without traces
-
-    @property
-    def duplicate_ids(self) -> tuple[DroppedRow, ...]:
-        """Those of the bad rows whose id is that of an earlier row."""
-        return tuple(row for row in self.bad_rows if row.duplicate_of is not None)
-
-    @property
-    def contradictions(self) -> tuple[RepeatedPrompt, ...]:
-        """Prompts that come with different answers."""
-        return tuple(repeated for repeated in self.repeated_prompts if len(repeated.answers) > 1)
-
-    @property
-    def ok(self) -> bool:
-        """Nothing is broken: every row is a problem, every trace verifies, no prompt has two answers."""
-        return bool(self.problems) and not (self.bad_rows or self.wrong_traces or self.contradictions)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, in plain values."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists, keys text
-        return plain | {
-            "ok": self.ok,
-            "duplicate_ids": [row.row for row in self.duplicate_ids],
-            "conflicting_answers": json.loads(json.dumps([asdict(repeated) for repeated in self.contradictions])),
-        }
-
-    def lines(self, shown: int = SHOWN_ITEMS) -> list[str]:
-        """For the terminal, as plain text."""
-        lines = [f"{self.path}: {self.problems} problems, {self.traces} traces"]
-        if any(self.sources):
-            lines.append("by source: " + ", ".join(f"{shortened(name)!r} {n}" for name, n in self.sources.items()))
-        for what, lengths in (("prompts", self.prompt_lengths), ("traces", self.trace_lengths)):
-            if lengths is not None:
-                lines.append(_length_line(what, lengths))
-        lines += _listed("bad rows", [f"row {row.row}: {row.reason}" for row in self.bad_rows], shown)
-        wrong = [f"row {item.row}: trace {item.trace} {item.reason}" for item in self.wrong_traces]
-        lines += _listed("traces that earn no reward", wrong, shown)
-        contradictions = [
-            f"rows {_rows(item.rows)}: answers {', '.join(repr(shortened(answer)) for answer in item.answers)}"
-            for item in self.contradictions
-        ]
-        lines += _listed("prompts with different answers", contradictions, shown)
-        agreeing = [f"rows {_rows(item.rows)}" for item in self.repeated_prompts if len(item.answers) == 1]
-        lines += _listed("prompts that come more than once (allowed)", agreeing, shown)
-        return [*lines, "ok" if self.ok else "not ok"]
+    tokenizer: PreTrainedTokenizerBase | None
+    template: Template
+    max_prompt_tokens: int | None
+    max_completion_tokens: int | None
+    closing: str | None
+    index: OverlapIndex
+    self_check: bool
+    problems: int = 0
+    traces: int = 0
+    without_traces: int = 0
+    sources: Counter[str] = field(default_factory=Counter)
+    bad_rows: list[DroppedRow] = field(default_factory=list)
+    wrong: list[WrongTrace] = field(default_factory=list)
+    bad_answers: list[BadAnswer] = field(default_factory=list)
+    bad_prompts: list[BadPrompt] = field(default_factory=list)
+    unclosed: list[UnclosedTrace] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
+    prompt_tokens: array[int] = field(default_factory=lambda: array("L"))
+    trace_tokens: array[int] = field(default_factory=lambda: array("L"))
+    prompt_cuts: list[Cut] = field(default_factory=list)
+    trace_cuts: list[Cut] = field(default_factory=list)
+    places: dict[bytes, list[tuple[int, bytes, str]]] = field(default_factory=dict)  # of a prompt: row, answer
 
 
 def check_file(
@@ -124,112 +86,165 @@ def check_file(
     template: Template = "auto",
     max_prompt_tokens: int | None = None,
     max_completion_tokens: int | None = None,
+    closing: str | None = None,
+    benchmarks: Mapping[str, Iterable[Problem]] | None = None,
+    columns: ColumnsConfig | None = None,
+    subset: str | None = None,
+    split: str = "train",
     workers: int = 1,
     deadline: float = 5.0,
+    on_progress: OnProgress | None = None,
 ) -> CheckReport:
     """Check a file of problems.
 
     kind, workers, deadline: the verifier, as for `VerifierPool`. tokenizer, template and the limits in tokens: for the
-    lengths, which are left out without a tokenizer. Raises DataError for a file that cannot be read or is empty, and
-    ConfigError for an unknown kind.
+    lengths, which are left out without a tokenizer. closing: text that every trace must contain, such as `</think>`.
+    benchmarks: problems by name, for the overlap. columns, subset, split: as for `load_problems`.
+    Raises DataError for a file that cannot be read or is empty, and ConfigError for an unknown kind.
     """
-    loaded = read_rows(path)
+    source = RowSource(path, subset=subset, split=split)
+    self_check = isinstance(kind, str) and kind in SELF_CHECKED
+    index = OverlapIndex(benchmarks or {})
+    checks = Checks(tokenizer, template, max_prompt_tokens, max_completion_tokens, closing, index, self_check)
     with VerifierPool(kind, workers=workers, deadline=deadline) as pool:
-        wrong = _wrong_traces(loaded, pool)
-    prompt_lengths = trace_lengths = None
-    if tokenizer is not None:
-        prompts = [len(ids) for ids in encode_prompts(loaded.problems, tokenizer, template)]
-        prompt_lengths = _lengths(prompts, loaded.rows, max_prompt_tokens)
-        places = _trace_places(loaded)
-        traces = encode_traces([loaded.problems[index].traces[number] for index, number in places], tokenizer)
-        rows = [loaded.rows[index] for index, _ in places]
-        trace_lengths = _lengths([len(ids) for ids in traces], rows, max_completion_tokens)
-        wrong += _wrong_logprobs(loaded, places, traces)
-    return CheckReport(
-        path=str(path),
-        digest=loaded.digest,
-        problems=len(loaded.problems),
-        traces=sum(len(problem.traces) for problem in loaded.problems),
-        sources=dict(Counter(problem.source for problem in loaded.problems).most_common()),
-        bad_rows=tuple(loaded.dropped),
-        repeated_prompts=_repeated_prompts(loaded),
-        wrong_traces=tuple(sorted(wrong, key=lambda item: (item.row, item.trace))),
-        prompt_lengths=prompt_lengths,
-        trace_lengths=trace_lengths,
-    )
+        for block in _blocks(source, columns, checks):
+            _check_block(block, checks, pool)
+            if on_progress is not None:
+                on_progress(checks.problems + len(checks.bad_rows), source.share)
+    return _report(str(path), source.digest, checks)
 
 
-def _trace_places(loaded: LoadedProblems) -> list[tuple[int, int]]:
-    """The (index of the problem, index of the trace) of all traces."""
-    return [(index, number) for index, problem in enumerate(loaded.problems) for number in range(len(problem.traces))]
+def _blocks(source: RowSource, columns: ColumnsConfig | None, checks: Checks) -> Iterator[list[Numbered]]:
+    """The problems with their rows, some at a time; rows that are none go into the report."""
+    rows = iterate_rows(source, columns)
+    while block := list(itertools.islice(rows, PROBLEMS_AT_ONCE)):
+        checks.bad_rows += [row.dropped for row in block if row.dropped is not None]
+        yield [(row.number, row.problem) for row in block if row.problem is not None]
 
 
-def _wrong_traces(loaded: LoadedProblems, pool: VerifierPool) -> list[WrongTrace]:
-    places = _trace_places(loaded)
-    pairs = [(loaded.problems[index].traces[number].text, loaded.problems[index].answer) for index, number in places]
-    return [
-        WrongTrace(
-            loaded.rows[index], number + 1, verdict.extracted, answer, verdict.failure, rejection(verdict, answer)
-        )
-        for (index, number), (_, answer), verdict in zip(places, pairs, pool.verify_all(pairs), strict=True)
-        if not verdict.correct
-    ]
+def _check_block(block: Sequence[Numbered], checks: Checks, pool: VerifierPool) -> None:
+    traces = [(row, number, trace, problem) for row, problem in block for number, trace in enumerate(problem.traces, 1)]
+    pairs = [(trace.text, problem.answer) for _, _, trace, problem in traces]
+    pending = pool.submit(pairs)  # workers verify while this process counts tokens
+    checks.problems += len(block)
+    checks.traces += len(traces)
+    checks.without_traces += sum(not problem.traces for _, problem in block)
+    for row, problem in block:
+        checks.sources[problem.source] += 1
+        _note_prompt(row, problem, checks)
+    if checks.closing:
+        checks.unclosed += [
+            UnclosedTrace(row, number, shortened(trace.text))
+            for row, number, trace, _ in traces
+            if checks.closing not in trace.text
+        ]
+    if checks.tokenizer is not None:
+        _measure_prompts(block, checks, checks.tokenizer)
+        _measure_traces(traces, checks, checks.tokenizer)
+    readable: set[int] = set()  # rows whose answer has been matched by a trace
+    for (row, number, _, problem), verdict in zip(traces, pending.result(), strict=True):
+        if verdict.correct:
+            readable.add(row)
+        else:
+            reason = rejection(verdict, problem.answer)
+            checks.wrong.append(WrongTrace(row, number, verdict.extracted, problem.answer, verdict.failure, reason))
+    if checks.self_check:
+        _check_answers([(row, problem) for row, problem in block if row not in readable], checks, pool)
 
 
-def _wrong_logprobs(
-    loaded: LoadedProblems, places: Sequence[tuple[int, int]], encoded: Sequence[Sequence[int]]
-) -> list[WrongTrace]:
-    wrong = []
-    for (index, number), ids in zip(places, encoded, strict=True):
-        problem = loaded.problems[index]
-        _, reason = match_logprobs(problem.traces[number], ids)
+def _note_prompt(row: int, problem: Problem, checks: Checks) -> None:
+    prompt = problem.prompt
+    text = prompt.strip() if isinstance(prompt, str) else json.dumps([sorted(message.items()) for message in prompt])
+    answer = (row, _fingerprint(problem.answer), shortened(problem.answer, 200))
+    checks.places.setdefault(_fingerprint(text), []).append(answer)
+    overlap = checks.index.find(problem, row)
+    if overlap is not None:
+        checks.overlaps.append(overlap)
+
+
+def _fingerprint(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+
+
+def _measure_prompts(block: Sequence[Numbered], checks: Checks, tokenizer: PreTrainedTokenizerBase) -> None:
+    limit = checks.max_prompt_tokens
+    for row, ids in _encoded_prompts(block, checks, tokenizer):
+        checks.prompt_tokens.append(len(ids))
+        if limit is not None and len(ids) > limit:
+            checks.prompt_cuts.append(Cut(row, None, len(ids), _lost(ids, limit, tokenizer)))
+
+
+def _encoded_prompts(
+    block: Sequence[Numbered], checks: Checks, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[int, list[int]]]:
+    try:
+        encoded = encode_prompts([problem for _, problem in block], tokenizer, checks.template)
+        yield from zip((row for row, _ in block), encoded, strict=True)
+    except DataError as error:
+        if len(block) == 1:
+            checks.bad_prompts.append(BadPrompt(block[0][0], str(error).rstrip(".")))
+            return
+        for one in block:
+            yield from _encoded_prompts([one], checks, tokenizer)
+
+
+def _measure_traces(
+    traces: Sequence[tuple[int, int, Trace, Problem]], checks: Checks, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    limit = checks.max_completion_tokens
+    encoded = encode_traces([trace for _, _, trace, _ in traces], tokenizer) if traces else []
+    for (row, number, trace, problem), ids in zip(traces, encoded, strict=True):
+        checks.trace_tokens.append(len(ids))
+        if limit is not None and len(ids) > limit:
+            checks.trace_cuts.append(Cut(row, number, len(ids), _lost(ids, limit, tokenizer)))
+        _, reason = match_logprobs(trace, ids)
         if reason:
-            wrong.append(WrongTrace(loaded.rows[index], number + 1, None, problem.answer, reason, reason))
-    return wrong
+            checks.wrong.append(WrongTrace(row, number, None, problem.answer, reason, reason))
 
 
-def _repeated_prompts(loaded: LoadedProblems) -> tuple[RepeatedPrompt, ...]:
-    places: dict[str, list[int]] = defaultdict(list)
-    for index, problem in enumerate(loaded.problems):
-        prompt = problem.prompt
-        key = prompt.strip() if isinstance(prompt, str) else json.dumps([sorted(message.items()) for message in prompt])
-        places[key].append(index)
-    return tuple(
+def _lost(ids: Sequence[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The beginning of what a cut at the limit would lose."""
+    text = str(tokenizer.decode(list(ids[limit : limit + LOST_TOKENS])))
+    return text + ("…" if len(ids) > limit + LOST_TOKENS else "")
+
+
+def _check_answers(block: Sequence[Numbered], checks: Checks, pool: VerifierPool) -> None:
+    """Whether each reference answer, given as the final answer, is right."""
+    verdicts = pool.verify_all([(as_final_answer(problem.answer), problem.answer) for _, problem in block])
+    for (row, problem), verdict in zip(block, verdicts, strict=True):
+        if not verdict.correct:
+            answer = shortened(problem.answer)
+            reason = verdict.failure or f"the answer {answer!r} is not equal to itself, read as {verdict.extracted!r}"
+            checks.bad_answers.append(BadAnswer(row, problem.answer, reason))
+
+
+def as_final_answer(answer: str) -> str:
+    r"""A completion that says nothing but the answer: in a `\boxed{}`, unless it brings its own marks."""
+    return answer if "\\boxed" in answer or "#" in answer else f"\\boxed{{{answer}}}"
+
+
+def _report(path: str, digest: str, checks: Checks) -> CheckReport:
+    repeated = [
         RepeatedPrompt(
-            tuple(loaded.rows[index] for index in indices),
-            tuple(dict.fromkeys(loaded.problems[index].answer for index in indices)),
+            tuple(row for row, _, _ in places), tuple({fingerprint: shown for _, fingerprint, shown in places}.values())
         )
-        for indices in places.values()
-        if len(indices) > 1
+        for places in checks.places.values()
+        if len(places) > 1
+    ]
+    return CheckReport(
+        path=path,
+        digest=digest,
+        problems=checks.problems,
+        traces=checks.traces,
+        without_traces=checks.without_traces,
+        sources=dict(checks.sources.most_common()),
+        bad_rows=tuple(checks.bad_rows),
+        repeated_prompts=tuple(repeated),
+        wrong_traces=tuple(sorted(checks.wrong, key=lambda item: (item.row, item.trace))),
+        bad_answers=tuple(checks.bad_answers),
+        bad_prompts=tuple(checks.bad_prompts),
+        unclosed_traces=tuple(checks.unclosed),
+        overlaps=tuple(checks.overlaps),
+        prompt_lengths=measure(checks.prompt_tokens, checks.max_prompt_tokens, checks.prompt_cuts),
+        trace_lengths=measure(checks.trace_tokens, checks.max_completion_tokens, checks.trace_cuts),
     )
-
-
-def _lengths(tokens: Sequence[int], rows: Sequence[int], limit: int | None) -> Lengths | None:
-    if not tokens:
-        return None
-    ordered = sorted(tokens)
-    percentiles = {percent: ordered[(len(ordered) - 1) * percent // 100] for percent in PERCENTILES}
-    over = [row for row, length in zip(rows, tokens, strict=True) if limit is not None and length > limit]
-    return Lengths(percentiles, ordered[-1], limit, tuple(dict.fromkeys(over)))
-
-
-def _length_line(what: str, lengths: Lengths) -> str:
-    parts = [f"{percent} % up to {tokens}" for percent, tokens in lengths.percentiles.items()]
-    line = f"{what}, tokens: {', '.join(parts)}, longest {lengths.longest}"
-    if lengths.limit is None:
-        return line
-    over = f"{len(lengths.over_limit)} over" if lengths.over_limit else "none over"
-    return f"{line}; {over} the limit of {lengths.limit}" + (
-        f" (rows {_rows(lengths.over_limit)})" if lengths.over_limit else ""
-    )
-
-
-def _rows(rows: Sequence[int]) -> str:
-    return ", ".join(map(str, rows[:SHOWN_ITEMS])) + (" and others" if len(rows) > SHOWN_ITEMS else "")
-
-
-def _listed(title: str, items: Sequence[str], shown: int) -> Iterable[str]:
-    if not items:
-        return []
-    more = [f"  and {len(items) - shown} more"] if len(items) > shown else []
-    return [f"{title}: {len(items)}", *(f"  {item}" for item in items[:shown]), *more]

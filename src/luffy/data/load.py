@@ -1,41 +1,45 @@
-"""Read problems from a JSONL file, or draw those of the built-in task.
+"""Read problems from a file, a saved data set or the hub, or draw those of the built-in task.
 
 Every row becomes a problem or a reason: nothing is left out without being counted and named by file and row.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from luffy.config import MINIATURE, DataConfig, MiniatureConfig
+from luffy.config import MINIATURE, ColumnsConfig, DataConfig, MiniatureConfig
 from luffy.data import miniature
-from luffy.data.rows import RowError, parse_row
+from luffy.data.columns import Columns
+from luffy.data.readers import RowSource
+from luffy.data.rows import RowError, parse_problem
 from luffy.errors import DataError
 from luffy.types import Problem, Trace
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-FOREIGN_STARTS = {  # first bytes of files that are often taken for JSONL
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-    b"\x1f\x8b": "a gzip file; unpack it",
-    b"PK\x03\x04": "a zip file; unpack it",
-    b"PAR1": "a Parquet file; export it as JSONL",
-}
+OnProgress = Callable[[int, float | None], None]  # (rows so far, share of the source that has been read)
 
 
 @dataclass(frozen=True, slots=True)
 class DroppedRow:
     """A row that is not a problem."""
 
-    row: int  # line number in the file, from 1
+    row: int  # number in the file: of the line, the element, or as a spreadsheet counts
     reason: str  # what is wrong with it
     duplicate_of: int | None = None  # the earlier row with the same id, if that is what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRow:
+    """A row of a source: a problem, or the reason why it is none."""
+
+    number: int
+    raw: Any  # as the source has it, for those who must show or keep it
+    problem: Problem | None
+    dropped: DroppedRow | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class LoadedProblems:
 
     name: str  # the file as it was named, or `miniature`; empty for problems made in Python
     problems: list[Problem]
-    rows: list[int]  # [problems] line numbers in the file, from 1; empty when there is no file
+    rows: list[int]  # [problems] row numbers in the file; empty when there is no file
     dropped: list[DroppedRow]
     digest: str  # SHA-256 of the file's bytes, or of whatever defines the problems
 
@@ -74,13 +78,21 @@ class LoadedProblems:
         )
 
 
-def load_problems(path: str | Path, *, on_bad_row: Literal["refuse", "drop"] = "refuse") -> LoadedProblems:
-    """Read a JSONL file with a problem a line (docs/data.md describes the format).
+def load_problems(
+    path: str | Path,
+    *,
+    on_bad_row: Literal["refuse", "drop"] = "refuse",
+    columns: ColumnsConfig | None = None,
+    subset: str | None = None,
+    split: str = "train",
+) -> LoadedProblems:
+    """Read problems from a JSONL, JSON, CSV or Parquet file, a folder saved by `datasets`, or the hub (docs/data.md).
 
-    on_bad_row: what to do with a row that is not a problem; "refuse" raises at the first one.
-    Raises DataError naming file and row for such a row, and for a file that cannot be read or holds no problem.
+    on_bad_row: what to do with a row that is not a problem; "refuse" raises at the first one. columns: which column
+    holds what, where the names are not ours. subset, split: of a data set on the hub or a saved folder.
+    Raises DataError naming file and row for such a row, and for a source that cannot be read or holds no problem.
     """
-    loaded = read_rows(path)
+    loaded = read_rows(path, columns=columns, subset=subset, split=split)
     if loaded.dropped and on_bad_row == "refuse":
         first, others = loaded.dropped[0], len(loaded.dropped) - 1
         more = (
@@ -98,10 +110,16 @@ def load_problems(path: str | Path, *, on_bad_row: Literal["refuse", "drop"] = "
 
 
 def load_training_problems(config: DataConfig) -> LoadedProblems:
-    """The problems that `data.train` names: a JSONL file, or the built-in task at its dials."""
+    """The problems that `data.train` names: a file or data set, or the built-in task at its dials."""
     if config.train == MINIATURE:
         return _miniature_problems(config.miniature)
-    return load_problems(config.train, on_bad_row=config.on_bad_row)
+    return load_problems(
+        config.train,
+        on_bad_row=config.on_bad_row,
+        columns=config.columns,
+        subset=config.subset,
+        split=config.split,
+    )
 
 
 def _miniature_problems(dials: MiniatureConfig) -> LoadedProblems:
@@ -117,70 +135,48 @@ def _miniature_problems(dials: MiniatureConfig) -> LoadedProblems:
     return LoadedProblems(MINIATURE, problems, [], [], digest)
 
 
-def read_rows(path: str | Path) -> LoadedProblems:
-    """Read a JSONL file; rows that are not problems are in `dropped`. Raises DataError when the file has no rows."""
-    path = Path(path)
-    digest = hashlib.sha256()
+def read_rows(
+    path: str | Path, *, columns: ColumnsConfig | None = None, subset: str | None = None, split: str = "train"
+) -> LoadedProblems:
+    """Read a source; rows that are not problems are in `dropped`. Raises DataError when it has no rows."""
+    source = RowSource(path, subset=subset, split=split)
     problems: list[Problem] = []
     rows: list[int] = []
     dropped: list[DroppedRow] = []
+    for row in iterate_rows(source, columns):
+        if row.problem is not None:
+            problems.append(row.problem)
+            rows.append(row.number)
+        elif row.dropped is not None:
+            dropped.append(row.dropped)
+    return LoadedProblems(str(path), problems, rows, dropped, source.digest)
+
+
+def iterate_rows(source: RowSource, mapping: ColumnsConfig | None = None) -> Iterator[ReadRow]:
+    """The rows of a source one after the other, so that a file larger than the memory can be gone through.
+
+    Raises DataError when the source cannot be read, lacks a column that was asked for, or has no rows.
+    """
+    columns = Columns(mapping, source.name)
     row_of_id: dict[str, int] = {}
-    for row, line in _lines(path, digest):
+    names: dict[str, None] = {}  # of the columns that were seen, for sources without a header
+    number = 0
+    for number, raw in source.rows(columns.check_header):
+        names.update(dict.fromkeys(raw) if isinstance(raw, dict) else {})
         try:
-            problem = parse_row(line, default_id=f"row-{row}")
+            if isinstance(raw, RowError):
+                raise raw
+            problem = parse_problem(columns.translate(raw), default_id=f"row-{number}")
         except RowError as error:
-            dropped.append(DroppedRow(row, str(error)))
+            yield ReadRow(number, raw, None, DroppedRow(number, str(error)))
             continue
-        first = row_of_id.get(problem.id)
-        if first is not None:
-            dropped.append(DroppedRow(row, f"id {problem.id!r} is already used in row {first}", duplicate_of=first))
+        first = row_of_id.setdefault(problem.id, number)
+        if first != number:
+            reason = f"id {problem.id!r} is already used in row {first}"
+            yield ReadRow(number, raw, None, DroppedRow(number, reason, duplicate_of=first))
             continue
-        row_of_id[problem.id] = row
-        problems.append(problem)
-        rows.append(row)
-    if not problems and not dropped:
-        raise DataError(f"{path}: the file is empty, expected a JSON object a line.")
-    return LoadedProblems(str(path), problems, rows, dropped, digest.hexdigest())
-
-
-def _lines(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers from 1; all its bytes go through `digest`."""
-    try:
-        with path.open("rb") as file:
-            for row, line in enumerate(file, start=1):
-                digest.update(line)
-                if row == 1:
-                    _refuse_foreign(path, line)
-                    line = line.removeprefix(BYTE_ORDER_MARK)
-                if line.strip():
-                    yield row, line
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file.{_nearest_file(path)}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder, expected a JSONL file.{_files_inside(path)}") from None
-    except DataError:
-        raise
-    except (OSError, ValueError) as error:  # no permission, a name with a zero byte, a failing disk
-        raise DataError(f"{path}: cannot be read ({error}).") from None
-
-
-def _refuse_foreign(path: Path, start: bytes) -> None:
-    for first_bytes, what in FOREIGN_STARTS.items():
-        if start.startswith(first_bytes):
-            raise DataError(f"{path}: is {what} (expected JSONL: a JSON object a line).")
-
-
-def _nearest_file(path: Path) -> str:
-    try:
-        names = [file.name for file in path.parent.iterdir() if file.is_file()]
-    except OSError:
-        return f" There is no folder {str(path.parent)!r} either."
-    close = difflib.get_close_matches(path.name, [*names, MINIATURE], n=1, cutoff=0.5)
-    if not close:
-        return ""
-    return f" Did you mean {(MINIATURE if close[0] not in names else str(path.parent / close[0]))!r}?"
-
-
-def _files_inside(path: Path) -> str:
-    found = sorted(str(file) for file in path.glob("*.jsonl"))
-    return f" It holds {', '.join(found[:3])}{' and others' if len(found) > 3 else ''}." if found else ""
+        yield ReadRow(number, raw, problem, None)
+    if number == 0:
+        raise DataError(f"{source.name}: the file is empty, expected a problem a row (JSONL: a JSON object a line).")
+    if names:
+        columns.check_found(names)

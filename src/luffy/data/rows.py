@@ -1,4 +1,4 @@
-"""One line of a JSONL file in, one `Problem` out, or a `RowError` that says which key is wrong and what was expected.
+"""One row in, one `Problem` out, or a `RowError` that says which key is wrong and what was expected.
 
 {"prompt": "What is 17 + 5?", "answer": "22", "traces": ["17 + 5 = 22. #### 22"]}
 """
@@ -17,18 +17,36 @@ KNOWN_KEYS = ("prompt", "answer", "id", "source", "traces", "trace")
 TRACE_KEYS = ("text", "model", "logprobs")
 OTHER_NAMES = {  # what other data sets call our keys
     "prompt": ("question", "problem", "messages", "instruction", "input", "query"),
-    "answer": ("ground_truth", "target", "solution", "final_answer", "expected_answer", "label", "output"),
+    "answer": (
+        "ground_truth",
+        "target",
+        "solution",
+        "final_answer",
+        "expected_answer",
+        "gold",
+        "reference",
+        "label",
+        "output",
+    ),
 }
 HIGHEST_LOGPROB = 1e-3  # a log-probability is at most 0; low precision may round it up a little
 
 
 class RowError(ValueError):
-    """Why a line is not a problem; its text is the reason alone, without file and row."""
+    """Why a row is not a problem; its text is the reason alone, without file and row."""
+
+    content: Any = None  # what the row holds, where it could not even be read
 
 
 def parse_row(line: bytes, default_id: str) -> Problem:
     """The problem on a line of JSONL. Raises RowError."""
-    row = _parse_object(line)
+    return parse_problem(parse_line(line), default_id)
+
+
+def parse_problem(row: Any, default_id: str) -> Problem:
+    """The problem that an object with our keys describes. Raises RowError."""
+    if not isinstance(row, dict):
+        raise RowError(f"expected an object with 'prompt' and 'answer', got {kind_of(row)}")
     _refuse_misspelt(row, KNOWN_KEYS, "")
     for key in ("prompt", "answer"):
         if row.get(key) is None:
@@ -44,9 +62,29 @@ def parse_row(line: bytes, default_id: str) -> Problem:
     )
 
 
-def _parse_object(line: bytes) -> dict[str, Any]:
+def problem_row(problem: Problem) -> dict[str, Any]:
+    """The object that describes a problem, with our keys; `parse_problem` reads it back."""
+    row: dict[str, Any] = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer}
+    if not isinstance(problem.prompt, str):
+        row["prompt"] = [dict(message) for message in problem.prompt]
+    if problem.source:
+        row["source"] = problem.source
+    if problem.traces:
+        row["traces"] = [_trace_value(trace) for trace in problem.traces]
+    return row
+
+
+def _trace_value(trace: Trace) -> str | dict[str, Any]:
+    if trace.model is None and trace.logprobs is None:
+        return trace.text
+    values = {"text": trace.text, "model": trace.model, "logprobs": trace.logprobs}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def parse_line(line: bytes) -> Any:
+    """The JSON value on a line. Raises RowError."""
     try:
-        row = json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=_without_repetition)
+        return json.loads(line.decode("utf-8").rstrip(), object_pairs_hook=without_repetition)
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise RowError(
@@ -60,12 +98,10 @@ def _parse_object(line: bytes) -> dict[str, Any]:
         raise
     except ValueError as error:  # an integer of thousands of digits
         raise RowError(f"not usable JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise RowError(f"expected an object with 'prompt' and 'answer', got {_kind(row)}")
-    return row
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON parser's pairs. Raises RowError for a key that is given twice."""
     keys = dict(pairs)
     if len(keys) < len(pairs):
         names = [name for name, _ in pairs]
@@ -119,12 +155,12 @@ def _parse_prompt(value: Any) -> Prompt:
 def _parse_message(message: Any, number: int) -> dict[str, str]:
     where = f"message {number} of 'prompt'"
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise RowError(f'{where}: expected an object like {{"role": "user", "content": "..."}}, got {_kind(message)}')
+        raise RowError(f'{where}: expected an object like {{"role": "user", "content": "..."}}, got {kind_of(message)}')
     if not isinstance(message.get("content"), str):
-        raise RowError(f"{where}: 'content' must be a string, got {_kind(message.get('content'))}")
+        raise RowError(f"{where}: 'content' must be a string, got {kind_of(message.get('content'))}")
     foreign = next((key for key, value in message.items() if not isinstance(value, str)), None)
     if foreign is not None:
-        raise RowError(f"{where}: {foreign!r} must be a string, got {_kind(message[foreign])}")
+        raise RowError(f"{where}: {foreign!r} must be a string, got {kind_of(message[foreign])}")
     return {key: _unicode(value, where) for key, value in message.items()}
 
 
@@ -135,7 +171,7 @@ def _parse_traces(row: Mapping[str, Any]) -> tuple[Trace, ...]:
     if traces is None:
         return ()
     if not isinstance(traces, list):
-        raise RowError(f"'traces' must be a list, got {_kind(traces)}")
+        raise RowError(f"'traces' must be a list, got {kind_of(traces)}")
     return tuple(_parse_trace(trace, f"trace {number}") for number, trace in enumerate(traces, start=1))
 
 
@@ -143,7 +179,7 @@ def _parse_trace(trace: Any, where: str) -> Trace:
     if isinstance(trace, str):
         return Trace(_text(trace, where))
     if not isinstance(trace, dict):
-        raise RowError(f"{where} must be a string or an object with 'text', got {_kind(trace)}")
+        raise RowError(f"{where} must be a string or an object with 'text', got {kind_of(trace)}")
     _refuse_misspelt(trace, TRACE_KEYS, f"{where}: ")
     if trace.get("text") is None:
         raise RowError(f"{where} has no 'text'")
@@ -155,10 +191,10 @@ def _parse_logprobs(values: Any, where: str) -> tuple[float, ...] | None:
     if values is None:
         return None
     if not isinstance(values, list):
-        raise RowError(f"{where}: 'logprobs' must be a list of numbers, got {_kind(values)}")
+        raise RowError(f"{where}: 'logprobs' must be a list of numbers, got {kind_of(values)}")
     for number, value in enumerate(values, start=1):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise RowError(f"{where}: logprob {number} must be a number, got {_kind(value)}")
+            raise RowError(f"{where}: logprob {number} must be a number, got {kind_of(value)}")
         if not (value <= HIGHEST_LOGPROB and value >= -1e30):  # also refuses NaN and integers beyond any float
             raise RowError(f"{where}: logprob {number} is {value}, expected a finite number of at most 0")
     return tuple(min(float(value), 0.0) for value in values)
@@ -167,7 +203,7 @@ def _parse_logprobs(values: Any, where: str) -> tuple[float, ...] | None:
 def _text(value: Any, where: str, expected: str = "a string") -> str:
     """A string that is not blank."""
     if not isinstance(value, str):
-        raise RowError(f"{where} must be {expected}, got {_kind(value)}")
+        raise RowError(f"{where} must be {expected}, got {kind_of(value)}")
     if not value.strip():
         raise RowError(f"{where} is empty")
     return _unicode(value, where)
@@ -181,7 +217,7 @@ def _unicode(text: str, where: str) -> str:
     return text
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What a JSON value is, in words."""
     if value is None:
         return "nothing"
