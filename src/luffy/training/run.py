@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luffy.algorithm import METHODS, Phase
-from luffy.config import Config
+from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, LoadedProblems, prepare_problems
 from luffy.errors import DataError, RunError
 from luffy.evaluation import Benchmark, load_benchmarks, measure
@@ -145,6 +145,7 @@ class Run:
             on_long_prompt=data.on_long_prompt,
             on_bad_trace=data.on_bad_trace,
             on_long_trace=data.on_long_trace,
+            layout=completion_format(self.config),
         )
         for line in prepared.report.lines():
             logger.log(logging.WARNING if prepared.report.findings else logging.INFO, line)
