@@ -33,8 +33,9 @@ TEXTS_AT_ONCE = 256  # texts given to the tokenizer in one call, which may use a
 # The system prompt of LUFFY, word for word as in the data files of its repository (ElliottYan/LUFFY, MIT licence): a
 # model that was trained under it answers differently under any other wording.
 THINK_SYSTEM_PROMPT = (
-    "Your task is to follow a systematic, thorough reasoning process before providing the final solution. This involves "
-    "analyzing, summarizing, exploring, reassessing, and refining your thought process through multiple iterations. "
+    "Your task is to follow a systematic, thorough reasoning process before providing the final solution. This "
+    "involves analyzing, summarizing, exploring, reassessing, and refining your thought process through multiple "
+    "iterations. "
     "Structure your response into two sections: Thought and Solution. In the Thought section, present your reasoning "
     f'using the format: "{OPENING}\n {{thoughts}} {CLOSING}\n". Each thought should include detailed analysis, '
     f'brainstorming, verification, and refinement of ideas. After "{CLOSING}\n," in the Solution section, provide the '
@@ -99,9 +100,7 @@ def encode_prompts(
     return encoded
 
 
-def encode_trace(
-    trace: Trace, tokenizer: PreTrainedTokenizerBase, layout: CompletionFormat | None = None
-) -> list[int]:
+def encode_trace(trace: Trace, tokenizer: PreTrainedTokenizerBase, layout: CompletionFormat | None = None) -> list[int]:
     """The trace as token ids [tokens], end-of-sequence once at its end. Raises ModelError without such a token."""
     return encode_traces([trace], tokenizer, layout)[0]
 
@@ -165,7 +164,7 @@ def _think(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
 def _qwen_math(question: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.convert_tokens_to_ids(CHATML_START) in (None, tokenizer.unk_token_id):
         raise ModelError(
-            f"the tokenizer has no token {CHATML_START}, so it was not trained on ChatML, which data.template=qwen_math "
+            f"the tokenizer has no token {CHATML_START}: its model does not know ChatML, which data.template=qwen_math "
             "writes. Set data.template to chat, simple or auto."
         )
     turns = (("system", QWEN_MATH_SYSTEM_PROMPT), ("user", question))

@@ -25,7 +25,8 @@ def show_problem(
     """The prompt and the traces as the model gets them, special tokens visible, what is trained on marked.
 
     The text is decoded from the very token ids of a run. Its `.plain` says the same without colours: `|` starts the
-    lines of tokens that are given, `>` those of tokens that are trained on. layout: of completions, by the configuration.
+    lines of tokens that are given, `>` those of tokens that are trained on. `!`: what a trace lacks. layout: of
+    completions, by the configuration.
     """
     from rich.text import Text
 
