@@ -233,7 +233,7 @@ def _stop(pool: ProcessPool) -> None:
 def _worker_context(kind: str | RewardFunction) -> multiprocessing.context.BaseContext | None:
     """How workers are started, or None when this verifier cannot be given to another process."""
     if isinstance(kind, str) or _importable(kind):
-        return _SpawnContext()
+        return _ready_made_context(kind)
     if platform.system() == "Linux":  # elsewhere a forked copy of a process with threads is not safe
         return _ForkContext()
     logger.warning(
@@ -276,6 +276,18 @@ def _main_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def _ready_made_context(kind: str | RewardFunction) -> multiprocessing.context.BaseContext:
+    """Workers that are copies of a process which has imported what they need, where the system can do that.
+
+    A worker that was stopped is then replaced in a few hundredths of a second; math-verify alone takes one to import.
+    """
+    if sys.platform == "win32":
+        return _SpawnContext()
+    context = _ForkServerContext()
+    context.set_forkserver_preload(["luffy.reward.worker", *(["luffy.reward.math_ready"] if kind == "math" else [])])
+    return context
+
+
 class _SpawnProcess(multiprocessing.context.SpawnProcess):
     def start(self) -> None:
         with _interrupts_held(), _main_hidden():
@@ -287,6 +299,14 @@ class _SpawnContext(multiprocessing.context.SpawnContext):
 
 
 if sys.platform != "win32":
+
+    class _ForkServerProcess(multiprocessing.context.ForkServerProcess):
+        def start(self) -> None:
+            with _interrupts_held(), _main_hidden():
+                super().start()
+
+    class _ForkServerContext(multiprocessing.context.ForkServerContext):
+        Process = _ForkServerProcess
 
     class _ForkProcess(multiprocessing.context.ForkProcess):
         def start(self) -> None:

@@ -33,12 +33,16 @@ from luffy.reward.answers import boxed_answers, final_answer, final_numeral, num
 from luffy.reward.choice import chosen_letter, reference_letter
 from luffy.reward.procedural import score_reasoning_gym
 
-MATH_TAIL = 10_000  # characters at the end of a completion in which `math` looks for the final answer
+MATH_TAIL = 10_000  # characters at the end of a completion in which `math` looks for a box
+UNBOXED_TAIL = 2_000  # characters at its end in which math-verify looks for another answer, in more than linear time
+DEEPEST_MATH = 15  # brackets inside each other that `math` reads (the six benchmarks: 7); parsing takes exponential time
+LONGEST_MATH = 1_000  # characters of an answer that `math` reads; the longest in the six benchmarks has 210
 SHOWN_CHARACTERS = 200  # of an extracted answer that a verdict carries
 OUT_OF_MEMORY = "memory"  # the failure of a verification that took more than its worker may take
 SCORE_TOLERANCE = 1e-9  # below the threshold: scores are sums of floats
 
 _SCIENTIFIC = re.compile(r"(-?[0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})")
+_BRACKET = re.compile(r"[\[({\])}]")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 
 
@@ -91,7 +95,12 @@ def verify_math(completion_text: str, answer: str) -> Verdict:
         return Verdict(False, None, f"error: math-verify cannot read the reference answer {_shown(answer)!r}")
     tail = completion_text[-MATH_TAIL:].replace("\\fbox", "\\boxed")
     boxed = boxed_answers(tail)
-    found = parse(f"\\boxed{{{', '.join(map(_readable, boxed))}}}" if boxed else tail, parsing_timeout=None)
+    if boxed and sum(map(len, boxed)) > max(LONGEST_MATH, 2 * len(answer)):
+        return Verdict(False, _shown(boxed[-1]))
+    given = f"\\boxed{{{', '.join(map(_readable, boxed))}}}" if boxed else tail[-UNBOXED_TAIL:]
+    if _depth(given) > DEEPEST_MATH:
+        return Verdict(False, _shown(boxed[-1]) if boxed else None)
+    found = parse(given, parsing_timeout=None)
     correct = bool(found) and bool(equal(expected, found, timeout_seconds=None))
     return Verdict(correct, _shown(next((item for item in reversed(found) if isinstance(item, str)), None)))
 
@@ -107,6 +116,15 @@ def _forms(answer: str) -> Iterator[str]:
     yield answer if marked else f"\\boxed{{{answer}}}"
     if marked:
         yield f"\\boxed{{{without}}}"
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets of a text are nested, those that never close included."""
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(text):
+        depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _readable(answer: str) -> str:
