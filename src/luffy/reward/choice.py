@@ -39,7 +39,7 @@ _VERDICT = re.compile(rf"(?:\b(?i:{_NOUN})\s+|(?=\())\(?([A-J])\)?\s+is\s+(?:the
 _CONDITION = re.compile(r"\b(?:if|unless|suppose|assume|not|whether|wrong|incorrect)\b[^.\n]*$", re.IGNORECASE)
 CONDITION_CHARACTERS = 40  # before a statement in which such a word makes it none
 _LONE = re.compile(r"(?:#{4}\s?)?\(?([A-J])[).:]{0,2}")
-_WHOLE = re.compile(r"\(?([A-J])(?:[).:]{1,2}\s.{0,500}|[).:]{0,2})", re.DOTALL)
+_WHOLE = re.compile(r"\(?([A-J])(?:[).:]{1,2}\s.{0,500}|[).:]{0,2})")  # of one line
 
 
 def chosen_letter(completion_text: str) -> str | None:

@@ -35,7 +35,7 @@ from luffy.reward.procedural import score_reasoning_gym
 
 MATH_TAIL = 10_000  # characters at the end of a completion in which `math` looks for a box
 UNBOXED_TAIL = 2_000  # characters at its end in which math-verify looks for another answer, in more than linear time
-DEEPEST_MATH = 15  # brackets inside each other that `math` reads (the six benchmarks: 7); parsing takes exponential time
+DEEPEST_MATH = 15  # brackets inside each other that `math` reads (the six benchmarks: 4); it takes exponential time
 LONGEST_MATH = 1_000  # characters of an answer that `math` reads; the longest in the six benchmarks has 210
 SHOWN_CHARACTERS = 200  # of an extracted answer that a verdict carries
 OUT_OF_MEMORY = "memory"  # the failure of a verification that took more than its worker may take
