@@ -357,17 +357,22 @@ def _write_fixed(checked: Any, path: Path, data: Any) -> None:
 def show_data(
     file: Annotated[str, typer.Argument(help="JSONL file of problems, or `miniature`.")],
     model: Annotated[str, typer.Option(help="Whose tokenizer and chat template are used.")] = "miniature",
-    template: Annotated[str, typer.Option(help="auto, chat, none or simple.")] = "auto",
+    template: Annotated[str, typer.Option(help="auto, chat, think, qwen_math, simple or none.")] = "auto",
     count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 3,
 ) -> None:
-    """Show problems as the model will see them: template applied, special tokens visible, trained part marked."""
+    """Show problems as the model will see them: template applied, special tokens visible, trained part marked.
+
+    [dim]luffy data show problems.jsonl --model Qwen/Qwen2.5-Math-1.5B --template think[/]
+    """
+    from luffy.config import completion_format
+
     config = load_config(None, [f"data.train={file}", f"data.template={template}"])
     from luffy.data import load_training_problems, show_problem
 
     source = load_training_problems(config.data)
     tokenizer = _tokenizer(model)
     for problem in source.problems[:count]:
-        results.print(show_problem(problem, tokenizer, config.data.template))
+        results.print(show_problem(problem, tokenizer, config.data.template, completion_format(config)))
 
 
 def _tokenizer(model: str) -> Any:

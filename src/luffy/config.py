@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from luffy.errors import ConfigError
+from luffy.formats import CLOSING, OPENING, CompletionFormat
 
 MINIATURE = "miniature"
 
@@ -85,11 +86,14 @@ class DataConfig(Section):
     columns: ColumnsConfig = Field(default_factory=ColumnsConfig, description="Names of the columns, where not ours.")
     subset: str | None = Field(None, description="Configuration of a data set on the hub, where it has several.")
     split: str = Field("train", min_length=1, description="Split of a data set on the hub or in a saved folder.")
-    template: Literal["auto", "chat", "none", "simple"] = Field(
+    template: Literal["auto", "chat", "think", "qwen_math", "simple", "none"] = Field(
         "auto",
-        description="How a prompt is written: the model's chat template, as it is, or `User: ... Answer: Let's think "
-        "step by step.`; auto takes the chat template where the tokenizer has one.",
+        description="How a prompt is written: chat: the model's chat template; think: the paper's system prompt, the "
+        "generation starting inside <think>; qwen_math: Qwen-Math's, answer in \\boxed{}; simple: `User: ... Answer: "
+        "Let's think step by step.`; none: as it is; auto: chat where the tokenizer has a chat template, else none.",
     )
+    thought_opening: str = Field(OPENING, min_length=1, description="Tag that the model's thoughts begin with.")
+    thought_closing: str = Field(CLOSING, min_length=1, description="Tag that ends a thought; the answer follows it.")
     max_prompt_tokens: Count = Field(1024, description="Longest prompt, in tokens.")
     on_long_prompt: Literal["refuse", "drop"] = Field(
         "refuse", description="A prompt over the limit: stop or leave out."
@@ -105,13 +109,33 @@ class DataConfig(Section):
     )
     miniature: MiniatureConfig = Field(default_factory=MiniatureConfig, description="Dials of the built-in task.")
 
+    @model_validator(mode="after")
+    def _tags(self) -> DataConfig:
+        if self.template == "think" and (self.thought_opening, self.thought_closing) != (OPENING, CLOSING):
+            raise ValueError(f"template 'think' asks for {OPENING} and {CLOSING}; for other tags set template to chat")
+        return self
+
 
 class RewardConfig(Section):
     """The verifier that turns a completion into reward 1 or 0."""
 
-    kind: str = Field("exact", description="Verifier: exact, number, math, or a function named python:module:function.")
+    kind: str = Field(
+        "exact",
+        description="Verifier: exact, number, math, choice, reasoning_gym, or a function named python:module:function.",
+    )
+    format: Literal["off", "closed_thought"] = Field(
+        "off",
+        description="Gate on the format: closed_thought gives reward 0 to a completion without `data.thought_closing` "
+        "and grades what follows it, as the original code does.",
+    )
+    threshold: float = Field(
+        1.0, gt=0, le=1, description="Score from which an answer of a reasoning_gym task is correct."
+    )
     workers: int = Field(1, ge=0, le=256, description="Verifier processes; 0: in this process, without deadline.")
     deadline: Positive = Field(5.0, description="Seconds a verification may take before it is stopped.")
+    memory: Positive | None = Field(
+        2.0, description="GiB a verifier process may take on top of what it starts with (Linux); empty: no limit."
+    )
     max_failures: Fraction = Field(0.5, description="Share of failed verifications in a step that stops the run.")
 
 
@@ -249,6 +273,16 @@ class Config(Section):
         if self.updates_per_step > groups:
             raise ValueError(f"updates_per_step ({self.updates_per_step}) is larger than problems_per_step ({groups})")
         return self
+
+
+def completion_format(config: Config) -> CompletionFormat:
+    """What a completion looks like by the configuration; whether the prompt opens the thought, a prompt must show."""
+    return CompletionFormat(
+        opening=config.data.thought_opening,
+        closing=config.data.thought_closing,
+        gated=config.reward.format == "closed_thought",
+        answer_marker="\\boxed" if config.data.template in ("think", "qwen_math") else "",
+    )
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:

@@ -54,6 +54,7 @@ class Rollout:
     reward: float  # 1 when the verifier accepted the final answer, else 0
     text: str  # the completion as text, as the verifier saw it
     failure: str | None = None  # why the verifier could not decide, if so; the reward is then 0
+    extracted: str | None = None  # the final answer that the verifier found, if it found one and names what it found
 
 
 @dataclass(slots=True)

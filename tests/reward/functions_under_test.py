@@ -28,6 +28,16 @@ def misbehaving(completion_text, answer):
             raise SystemExit(2)
         case "eat memory":
             return bytearray(64 * 2**30) == b""
+        case "eat memory slowly":
+            taken = [bytearray(2**20) for _ in range(4096)]
+            return len(taken) == 0
+        case "eat memory and hide it":
+            try:
+                misbehaving("eat memory slowly", answer)
+            except MemoryError:
+                return False
+        case "take 100 MiB":
+            return len(bytearray(100 * 2**20)) == 0
         case "graded":
             return 0.3
         case "nothing":

@@ -10,7 +10,9 @@ import time
 import functions_under_test
 import pytest
 
+from luffy import load_config
 from luffy.errors import ConfigError, RunError
+from luffy.formats import CompletionFormat
 from luffy.reward import Verdict, VerifierPool
 from luffy.reward import pool as pool_module
 
@@ -36,7 +38,7 @@ def one_worker():
         ("sys.exit", "error: SystemExit: 2"),
         pytest.param(
             "eat memory",
-            "error: MemoryError",
+            "memory",
             marks=pytest.mark.skipif(platform.system() != "Linux", reason="memory limits are for Linux"),
         ),
     ],
@@ -44,6 +46,25 @@ def one_worker():
 def test_misbehaving_verifier_costs_one_verdict_and_not_its_neighbours(one_worker, misbehavior, failure):
     verdicts = one_worker.verify_all([RIGHT, (misbehavior, "1"), RIGHT, WRONG])
     assert verdicts == [Verdict(True, None), Verdict(False, None, failure), Verdict(True, None), Verdict(False, None)]
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="memory limits are for Linux")
+@pytest.mark.parametrize("misbehavior", ["eat memory", "eat memory slowly", "eat memory and hide it"])
+def test_memory_is_limited_and_counted_as_its_own_cause(misbehavior):
+    with VerifierPool(MISBEHAVING, workers=1, deadline=10, memory=200 * 2**20) as pool:
+        verdicts = pool.verify_all([RIGHT, (misbehavior, "1"), RIGHT, ("take 100 MiB", "1"), RIGHT])
+    assert [verdict.failure for verdict in verdicts] == [None, "memory", None, None, None]
+    assert [verdict.correct for verdict in verdicts] == [True, False, True, False, True]
+
+
+def test_hung_answers_cost_their_deadlines_and_little_more():
+    with VerifierPool("math", workers=1, deadline=0.5) as pool:
+        pool.verify_all([RIGHT])
+        start = time.perf_counter()
+        verdicts = pool.verify_all([("\\boxed{9^{9^{9^{9}}}}", "5"), RIGHT] * 3)
+        seconds = time.perf_counter() - start
+    assert [verdict.failure for verdict in verdicts] == ["timeout", None] * 3
+    assert seconds < 3 * 0.5 + 3.0  # three new workers that had to import math-verify would take longer
 
 
 def test_math_that_never_ends_is_stopped():
@@ -68,6 +89,26 @@ def test_verdicts_come_in_order_from_several_workers():
     with VerifierPool("python:functions_under_test:equal", workers=2, deadline=5) as pool:
         pairs = [(str(number), str(number // 2 * 2)) for number in range(200)]
         assert [verdict.correct for verdict in pool.verify_all(pairs)] == [number % 2 == 0 for number in range(200)]
+
+
+def test_gate_and_threshold_reach_the_workers():
+    gate = CompletionFormat(gated=True)
+    with VerifierPool("math", workers=1, deadline=10, gate=gate) as pool:
+        verdicts = pool.verify_all([("\\boxed{5}", "5"), ("\\boxed{4}</think>\\boxed{5}", "5")])
+    assert verdicts == [Verdict(False, None), Verdict(True, "5")]
+
+
+@pytest.mark.parametrize("kind", ["exact", "math"])
+def test_pool_of_a_configuration(kind):
+    settings = {"reward.kind": kind, "reward.format": "closed_thought", "reward.deadline": 10}
+    with VerifierPool.of(load_config(overrides=settings | {"data.thought_closing": "[/T]"})) as pool:
+        assert [one.correct for one in pool.verify_all([("5", "5"), ("hm</think>5", "5"), ("hm[/T]5", "5")])] == [
+            False,
+            False,
+            True,
+        ]
+    with VerifierPool.of(load_config(overrides={"reward.memory": None}), functions_under_test.equal) as pool:
+        assert pool.verify_all([RIGHT])[0].correct
 
 
 def test_submit_returns_before_the_verdicts():

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luffy.config import RewardConfig
 from luffy.errors import ConfigError
+from luffy.formats import CompletionFormat
 from luffy.reward import VERIFIERS, Verdict, verify
 from luffy.reward.verifiers import SHOWN_CHARACTERS
 
@@ -162,4 +164,45 @@ def test_solutions_of_gsm8k_verify():
 
 
 def test_table_names_the_kinds_of_the_configuration():
-    assert set(VERIFIERS) == {"exact", "number", "math"}
+    assert set(VERIFIERS) == {"exact", "number", "math", "choice", "reasoning_gym"}
+    description = RewardConfig.model_fields["kind"].description
+    assert all(kind in description for kind in VERIFIERS)
+
+
+# -- the gate on the format
+
+GATE = CompletionFormat(gated=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "extracted", "correct"),
+    [
+        ("4 or 5?</think>#### 5", "5", True),
+        ("it is 5, #### 5", None, False),  # never closed
+        ("#### 5</think>", None, False),  # the answer is in the thought
+        ("#### 5</think>#### 6", "6", False),
+        ("hm</think>#### 5</think>#### 6", "5", True),  # what follows a second end marker does not count
+    ],
+)
+def test_gate_grades_what_follows_the_thought(text, extracted, correct):
+    verdict = verify("number", text, "5", gate=GATE)
+    assert (verdict.correct, verdict.extracted, verdict.failure) == (correct, extracted, None)
+
+
+def test_without_a_gate_everything_is_graded():
+    assert verify("number", "it is 5, #### 5", "5").correct
+    assert verify("math", "\\boxed{5}</think> yes", "5").correct
+
+
+@pytest.mark.parametrize("kind", ["exact", "number", "math", "choice", functions_under_test.equal])
+def test_gate_is_before_every_kind(kind):
+    answer = "B" if kind == "choice" else "5"
+    assert verify(kind, f"hm</think>{answer}", answer, gate=GATE).correct
+    assert verify(kind, answer, answer, gate=GATE) == Verdict(False, None)
+
+
+def test_memory_error_is_a_cause_of_its_own():
+    def greedy(text, answer):
+        raise MemoryError
+
+    assert verify(greedy, "", "") == Verdict(False, None, "memory")

@@ -3,6 +3,7 @@
     load_training_problems(config.data)      what `data.train` names
     load_benchmark("miniature/hard")         what `evaluation.benchmarks` names, after `parse_benchmark`
     prepare_problems(loaded, tokenizer, ...) everything tokenised and verified once, with a report of what was left out
+    choice_problem(id, question, options, ...)  a multiple-choice problem, its options shuffled by a seed
     check_file(path, ...), write_fixed(...)  for `luffy data check`; show_problem(...) for `luffy data show`
     prepare_public("gsm8k", ...)             for `luffy data prepare`
 
@@ -12,6 +13,7 @@ Nothing here imports torch or transformers: a tokenizer is an argument.
 from luffy.data.benchmarks import benchmark_names, load_benchmark, parse_benchmark
 from luffy.data.check import check_file
 from luffy.data.check_report import CheckReport
+from luffy.data.choices import choice_problem
 from luffy.data.fix import left_out_path, write_fixed
 from luffy.data.load import DroppedRow, LoadedProblems, load_problems, load_training_problems
 from luffy.data.prepare import EncodedProblem, EncodedTrace, PreparationReport, PreparedProblems, prepare_problems
@@ -30,6 +32,7 @@ __all__ = [
     "PreparedSet",
     "benchmark_names",
     "check_file",
+    "choice_problem",
     "encode_prompt",
     "encode_trace",
     "left_out_path",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from luffy.data.load import LoadedProblems
-from luffy.data.prompts import Template, encode_prompts, encode_traces
+from luffy.data.prompts import Template, count_tokens, encode_prompts, encode_traces, format_in_use
 from luffy.errors import DataError
+from luffy.formats import CompletionFormat
 from luffy.reward import Verdict
 from luffy.types import Problem, Trace
 
@@ -53,6 +54,7 @@ class Cause(enum.StrEnum):
     LONG_TRACE = "long trace"
     WRONG_TRACE = "trace that does not verify"
     BROKEN_TRACE = "trace with wrong log-probs or an end inside"
+    MISMATCHED_TRACE = "trace in another format than the prompt asks for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +115,14 @@ def prepare_problems(
     on_long_prompt: Literal["refuse", "drop"],
     on_bad_trace: Literal["refuse", "drop", "keep"],
     on_long_trace: Literal["refuse", "drop"],
+    layout: CompletionFormat | None = None,
 ) -> PreparedProblems:
     """Tokenise prompts and traces, verify the traces, and leave out what the configuration says.
 
     verify: (trace text, reference answer) pairs -> verdicts; called once, with all traces that are not too long.
     The limits are in tokens, end-of-sequence included; `on_...` are the keys of `data` with these names.
+    layout: of completions, by the configuration; a trace's opening tag is left out where the prompt has written it, and
+    a trace that lacks what the prompt asks for (the end marker of the thought, the box) is kept and reported.
     Raises DataError naming file and row for what is refused, and when no problem is left.
     """
     loaded = problems if isinstance(problems, LoadedProblems) else LoadedProblems.of(problems)
@@ -125,6 +130,7 @@ def prepare_problems(
         Finding(Cause.BAD_ROW, f"{loaded.name}, row {item.row}: {item.reason}", kept=False) for item in loaded.dropped
     ]
     log = _FindingLog(findings, on_long_prompt, on_bad_trace, on_long_trace)
+    layout = format_in_use(loaded.problems[0], tokenizer, template, layout or CompletionFormat())
     share: dict[int, int] = {}  # one object for each token id: an int takes 28 bytes and data sets have 10^8 of them
     prompts: dict[int, tuple[int, ...]] = {}  # by index of the problem
     for index, ids in enumerate(encode_prompts(loaded.problems, tokenizer, template)):
@@ -133,11 +139,12 @@ def prepare_problems(
         else:
             prompts[index] = tuple(map(share.setdefault, ids, ids))
     traces: dict[int, list[EncodedTrace]] = {index: [] for index in prompts}
-    for candidate, verdict in _verified(loaded, prompts, tokenizer, max_completion_tokens, verify, log):
+    for candidate, verdict in _verified(loaded, prompts, tokenizer, max_completion_tokens, verify, log, layout):
         if candidate.broken and not log.broken_trace(candidate):
             continue
         if not verdict.correct and not log.wrong_trace(candidate, verdict):
             continue
+        log.mismatched_trace(candidate, layout)
         token_ids = tuple(map(share.setdefault, candidate.ids, candidate.ids))
         traces[candidate.index].append(
             EncodedTrace(token_ids, candidate.logprobs, candidate.text, float(verdict.correct))
@@ -169,12 +176,13 @@ def _verified(
     max_tokens: int,
     verify: VerifyAll,
     log: _FindingLog,
+    layout: CompletionFormat,
 ) -> Iterator[tuple[_Candidate, Verdict]]:
     """The traces of the problems at `indices` that are not too long, each with its verdict."""
     places = [(index, number) for index in indices for number in range(len(loaded.problems[index].traces))]
     if not places:
         return
-    encoded = encode_traces([loaded.problems[index].traces[number] for index, number in places], tokenizer)
+    encoded = encode_traces([loaded.problems[index].traces[number] for index, number in places], tokenizer, layout)
     candidates = []
     for (index, number), ids in zip(places, encoded, strict=True):
         problem = loaded.problems[index]
@@ -182,13 +190,22 @@ def _verified(
         if len(ids) > max_tokens:
             log.long_trace(where, len(ids), max_tokens)
             continue
-        trace = problem.traces[number]
+        trace = without_opening(problem.traces[number], tokenizer, layout)
         logprobs, broken = match_logprobs(trace, ids)
         if ids[-1] in ids[:-1]:
             broken = "has an end-of-sequence token before its end"
         candidates.append(_Candidate(index, where, problem.answer, trace.text, ids, logprobs, broken))
     verdicts = verify([(candidate.text, candidate.answer) for candidate in candidates]) if candidates else []
     yield from zip(candidates, verdicts, strict=True)
+
+
+def without_opening(trace: Trace, tokenizer: PreTrainedTokenizerBase, layout: CompletionFormat) -> Trace:
+    """The trace as it follows a prompt that may have opened the thought: text, and log-probs of the tokens left."""
+    text = layout.written_after_prompt(trace.text)
+    if text == trace.text or trace.logprobs is None:
+        return replace(trace, text=text)
+    opening = trace.text[: len(trace.text) - len(text)]
+    return replace(trace, text=text, logprobs=trace.logprobs[count_tokens(opening, tokenizer) :])
 
 
 def match_logprobs(trace: Trace, ids: Sequence[int]) -> tuple[tuple[float, ...] | None, str]:
@@ -230,6 +247,13 @@ class _FindingLog:
     def broken_trace(self, candidate: _Candidate) -> bool:
         kept_anyway = " (kept as if it had none)" if self._on_bad_trace == "keep" and candidate.logprobs is None else ""
         return self._bad_trace(Cause.BROKEN_TRACE, f"{candidate.where} {candidate.broken}{kept_anyway}")
+
+    def mismatched_trace(self, candidate: _Candidate, layout: CompletionFormat) -> None:
+        """A trace that teaches another format than the prompt asks for is right, but worth a warning."""
+        flaw = layout.flaw(candidate.text)
+        if flaw is not None:
+            example = f"{candidate.where} {flaw}; it ends in {shortened(candidate.text)!r}"
+            self.findings.append(Finding(Cause.MISMATCHED_TRACE, example, kept=True))
 
     def _bad_trace(self, cause: Cause, message: str) -> bool:
         if self._on_bad_trace == "refuse":

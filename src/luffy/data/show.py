@@ -5,21 +5,28 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING
 
-from luffy.data.prompts import Template, choose_template, encode_prompt, encode_trace
+from luffy.data.prompts import Template, choose_template, encode_prompt, encode_trace, format_in_use
+from luffy.formats import CompletionFormat
 from luffy.types import Problem
 
 if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
-TRAINED_STYLE, SPECIAL_STYLE, TITLE_STYLE = "green", "bold magenta", "bold"
+TRAINED_STYLE, SPECIAL_STYLE, TITLE_STYLE, FLAW_STYLE = "green", "bold magenta", "bold", "bold red"
 
 
-def show_problem(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Template = "auto") -> Text:
+def show_problem(
+    problem: Problem,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template = "auto",
+    layout: CompletionFormat | None = None,
+) -> Text:
     """The prompt and the traces as the model gets them, special tokens visible, what is trained on marked.
 
     The text is decoded from the very token ids of a run. Its `.plain` says the same without colours: `|` starts the
-    lines of tokens that are given, `>` those of tokens that are trained on.
+    lines of tokens that are given, `>` those of tokens that are trained on. `!`: what a trace lacks. layout: of
+    completions, by the configuration.
     """
     from rich.text import Text
 
@@ -30,12 +37,18 @@ def show_problem(problem: Problem, tokenizer: PreTrainedTokenizerBase, template:
     used = choose_template(tokenizer, template)
     shown.append(f"prompt, {len(prompt_ids)} tokens, template {used}, not trained on:\n", TITLE_STYLE)
     _append_tokens(shown, prompt_ids, tokenizer, "| ", "")
+    layout = format_in_use(problem, tokenizer, template, layout or CompletionFormat())
+    if layout.prompt_end:
+        shown.append(f"the generation starts inside {layout.opening}; {layout.closing} is expected\n", TITLE_STYLE)
     for number, trace in enumerate(problem.traces, start=1):
-        ids = encode_trace(trace, tokenizer)
+        ids = encode_trace(trace, tokenizer, layout)
         by = f" by {_printable(trace.model)}" if trace.model else ""
         logprobs = ", with log-probs" if trace.logprobs is not None else ""
         shown.append(f"trace {number}{by}, {len(ids)} tokens{logprobs}, trained on:\n", TITLE_STYLE)
         _append_tokens(shown, ids, tokenizer, "> ", TRAINED_STYLE)
+        flaw = layout.flaw(layout.written_after_prompt(trace.text))
+        if flaw is not None:
+            shown.append(f"! trace {number} {flaw}\n", FLAW_STYLE)
     if not problem.traces:
         shown.append("no traces\n", TITLE_STYLE)
     return shown

@@ -164,8 +164,7 @@ def evaluate(
         loaded.model, eos_ids=loaded.eos_ids, pad_id=loaded.pad_id, batch_tokens=config.rollout.batch_tokens
     )
     results = {}
-    settings = config.reward
-    with VerifierPool(reward or settings.kind, workers=settings.workers, deadline=settings.deadline) as pool:
+    with VerifierPool.of(config, reward) as pool:
         for benchmark in sets:
             results[benchmark.name] = measure(
                 benchmark,

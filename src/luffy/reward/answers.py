@@ -16,7 +16,11 @@ from fractions import Fraction
 MAX_DIGITS = 1000  # of one numeral; Python itself refuses to read more than 4300
 MAX_EXPONENT = 1000  # of ten; 1e999999999 would fill the memory
 
+MAX_JOINED_BOXES = 50  # of one answer; a box with another inside counts as one
+MAX_JOIN_CHARACTERS = 40  # between two boxes of one answer
+
 _BOXED = "\\boxed"
+_JOINS = re.compile(r"\s*\$*\s*(?:,|;|and|or|,\s*(?:and|or))\s*\$*\s*")
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _NUMERAL = re.compile(
@@ -37,6 +41,29 @@ def final_answer(text: str) -> str | None:
         if content is not None:
             return content.strip()
     return text[hash_mark + 1 :].strip() if hash_mark >= 0 else None
+
+
+def boxed_answers(text: str) -> list[str]:
+    r"""The contents of the last `\boxed{}` and of those joined to it as one answer: `\boxed{1} and $\boxed{2}$`.
+
+    In the order of the text; boxes that were abandoned earlier do not count. None that close: an empty list.
+    """
+    contents: list[str] = []
+    after = len(text)  # where what stands after a box ends: the next box, or the end of the text
+    place = text.rfind(_BOXED)
+    for _ in range(MAX_JOINED_BOXES):
+        if place < 0:
+            break
+        content = _boxed_content(text, place + len(_BOXED))
+        if content is None:  # left open: as if it was not there
+            place = text.rfind(_BOXED, 0, place)
+            continue
+        between = text[text.index(content, place) + len(content) + 1 : after]
+        if contents and not _JOINS.fullmatch(between[:MAX_JOIN_CHARACTERS]):
+            break
+        contents.insert(0, content)
+        after, place = place, text.rfind(_BOXED, 0, place)
+    return contents
 
 
 def _boxed_content(text: str, start: int) -> str | None:

@@ -6,8 +6,8 @@ batched: a worker does some 10,000 a second, more than any verifier that needs o
 
 How a verifier gets into a worker:
 
-    exact, number                      not at all: they take time linear in the text and run in this process
-    math, python:module:function       by name, in a process started afresh, which does not import the main script
+    exact, number, choice              not at all: they take time linear in the text and run in this process
+    math, reasoning_gym, python:...    by name, in a process started afresh, which does not import the main script
     an importable Python function      the same
     a lambda, a closure, a function    in a forked copy of this process, on Linux; elsewhere in this process, without
     of the main script or a notebook   deadline, which a warning says
@@ -16,6 +16,7 @@ How a verifier gets into a worker:
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import multiprocessing.context
@@ -31,16 +32,19 @@ from typing import Self
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from luffy.config import Config, completion_format
 from luffy.errors import RunError
-from luffy.reward.verifiers import RewardFunction, Verdict, grade, resolve_verifier
-from luffy.reward.worker import grade_in_worker, ready, start_worker
+from luffy.formats import CompletionFormat
+from luffy.reward.verifiers import OUT_OF_MEMORY, RewardFunction, Verdict, grade, resolve_verifier
+from luffy.reward.worker import MEMORY_STATUS, Limits, grade_in_worker, ready, start_worker
 
 logger = logging.getLogger(__name__)
 
-PROCESS_FREE = ("exact", "number")  # kinds that need no deadline
+PROCESS_FREE = ("exact", "number", "choice")  # kinds that need no deadline
+WARM_UPS = {"math": ("#### 1/2", "0.5"), "reasoning_gym": ("4", '{"task": "chain_sum", "answer": "4", "metadata": {}}')}
 STALL_SECONDS = 60.0  # without any verdict, beyond the deadline, after which the workers are started anew
 MAX_RESTARTS = 3  # of the workers without a verdict in between
-WORKER_MEMORY = 4 * 2**30  # bytes
+WORKER_MEMORY = 2 * 2**30  # bytes
 
 Pair = tuple[str, str]  # text of a completion, reference answer
 
@@ -50,7 +54,8 @@ class VerifierPool:
 
     kind: as for `verify`. workers: processes; 0 verifies in this process, without a deadline. deadline: seconds for
     one verification; waiting for a worker and its start do not count. memory: bytes a worker may take on top of what
-    it has after its start, None for no limit; Linux only. Raises ConfigError for an unknown kind.
+    it has after its start, None for no limit; Linux only. gate, threshold: as for `verify`. Raises ConfigError for an
+    unknown kind.
     """
 
     def __init__(
@@ -60,17 +65,34 @@ class VerifierPool:
         workers: int,
         deadline: float,
         memory: int | None = WORKER_MEMORY,
+        gate: CompletionFormat | None = None,
+        threshold: float = 1.0,
     ) -> None:
-        self._verifier = resolve_verifier(kind)  # also with workers: a mistake shows here, not in every verdict
+        resolve = functools.partial(resolve_verifier, kind, gate=gate, threshold=threshold)
+        self._verifier = resolve()  # also with workers: a mistake shows here, not in every verdict
         self._context = _worker_context(kind) if workers > 0 and kind not in PROCESS_FREE else None
         self._workers = workers
         self._deadline = deadline
-        self._start = (kind, deadline, memory)
+        warm_up = WARM_UPS.get(kind) if isinstance(kind, str) else None
+        self._start = (resolve, _behind(gate, warm_up), Limits(deadline, memory))
         self._lock = threading.Lock()
         self._pool: ProcessPool | None = None
         self._closed = False
         self._verdicts = 0  # given by workers so far
         self._restarts = 0  # since the last verdict
+
+    @classmethod
+    def of(cls, config: Config, reward: RewardFunction | None = None) -> Self:
+        """The pool that a configuration describes. reward: replaces the kind of verifier, not what is around it."""
+        settings = config.reward
+        return cls(
+            reward or settings.kind,
+            workers=settings.workers,
+            deadline=settings.deadline,
+            memory=None if settings.memory is None else round(settings.memory * 2**30),
+            gate=completion_format(config) if settings.format == "closed_thought" else None,
+            threshold=settings.threshold,
+        )
 
     def __enter__(self) -> Self:
         if self._context is not None:
@@ -172,8 +194,8 @@ class _Task:
                 verdict = self._wait()
             except TimeoutError:
                 verdict = Verdict(False, None, "timeout")
-            except ProcessExpired:
-                verdict = Verdict(False, None, "crash")
+            except ProcessExpired as end:
+                verdict = Verdict(False, None, OUT_OF_MEMORY if end.exitcode == MEMORY_STATUS else "crash")
             except (RuntimeError, CancelledError):  # of the pool, never of the verifier: the worker catches those
                 self._owner._restart(self._pool)
                 self._schedule()
@@ -198,6 +220,11 @@ class _Task:
                 raise RuntimeError("no worker gives verdicts")
 
 
+def _behind(gate: CompletionFormat | None, pair: Pair | None) -> Pair | None:
+    """The pair, with its completion past the gate."""
+    return pair if gate is None or pair is None else (gate.closing + pair[0], pair[1])
+
+
 def _stop(pool: ProcessPool) -> None:
     pool.stop()  # type: ignore[no-untyped-call]
     pool.join()
@@ -206,7 +233,7 @@ def _stop(pool: ProcessPool) -> None:
 def _worker_context(kind: str | RewardFunction) -> multiprocessing.context.BaseContext | None:
     """How workers are started, or None when this verifier cannot be given to another process."""
     if isinstance(kind, str) or _importable(kind):
-        return _SpawnContext()
+        return _ready_made_context(kind)
     if platform.system() == "Linux":  # elsewhere a forked copy of a process with threads is not safe
         return _ForkContext()
     logger.warning(
@@ -249,6 +276,18 @@ def _main_hidden() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+def _ready_made_context(kind: str | RewardFunction) -> multiprocessing.context.BaseContext:
+    """Workers that are copies of a process which has imported what they need, where the system can do that.
+
+    A worker that was stopped is then replaced in a few hundredths of a second; math-verify alone takes one to import.
+    """
+    if sys.platform == "win32":
+        return _SpawnContext()
+    context = _ForkServerContext()
+    context.set_forkserver_preload(["luffy.reward.worker", *(["luffy.reward.math_ready"] if kind == "math" else [])])
+    return context
+
+
 class _SpawnProcess(multiprocessing.context.SpawnProcess):
     def start(self) -> None:
         with _interrupts_held(), _main_hidden():
@@ -260,6 +299,14 @@ class _SpawnContext(multiprocessing.context.SpawnContext):
 
 
 if sys.platform != "win32":
+
+    class _ForkServerProcess(multiprocessing.context.ForkServerProcess):
+        def start(self) -> None:
+            with _interrupts_held(), _main_hidden():
+                super().start()
+
+    class _ForkServerContext(multiprocessing.context.ForkServerContext):
+        Process = _ForkServerProcess
 
     class _ForkProcess(multiprocessing.context.ForkProcess):
         def start(self) -> None:

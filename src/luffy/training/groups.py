@@ -108,6 +108,7 @@ def sampled_rollout(problem: EncodedProblem, completion: Completion, text: str, 
         reward=float(verdict is not None and verdict.correct),
         text=text,
         failure=verdict.failure if verdict is not None else None,
+        extracted=verdict.extracted if verdict is not None else None,
     )
 
 

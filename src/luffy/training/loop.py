@@ -45,8 +45,7 @@ def train(
     read_benchmarks(config.evaluation.benchmarks)  # a mistake shows before anything is written or loaded
     folder = RunFolder(config, digest=source.digest)
     try:
-        settings = config.reward
-        with VerifierPool(reward or settings.kind, workers=settings.workers, deadline=settings.deadline) as pool:
+        with VerifierPool.of(config, reward) as pool:
             run = Run(config, folder, source, pool, on_step)
             return run.finished_summary() or _train_and_account(run)
     finally:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from luffy.algorithm import METHODS, Phase
-from luffy.config import Config
+from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, LoadedProblems, prepare_problems
+from luffy.data.prompts import format_in_use
 from luffy.errors import DataError, RunError
 from luffy.evaluation import Benchmark, load_benchmarks, measure
 from luffy.files import write_folder_whole
@@ -30,6 +31,7 @@ from luffy.training.checkpoint import (
     save_checkpoint,
     save_model,
 )
+from luffy.training.first_batch import describe_mismatch
 from luffy.training.groups import draw, trace_rollout
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics, rollout_records
@@ -145,6 +147,7 @@ class Run:
             on_long_prompt=data.on_long_prompt,
             on_bad_trace=data.on_bad_trace,
             on_long_trace=data.on_long_trace,
+            layout=completion_format(self.config),
         )
         for line in prepared.report.lines():
             logger.log(logging.WARNING if prepared.report.findings else logging.INFO, line)
@@ -191,6 +194,8 @@ class Run:
         if update["update/skipped"]:
             self._warn_of_skipped(step.number)
         every = self.config.rollouts_every
+        if groups and step.index == 0:
+            self._warn_of_mismatch(groups)
         if groups and every and step.number % every == 0:
             self.folder.write_rollouts(step.number, rollout_records(groups, self.loaded.tokenizer))
         self._evaluate_and_save(step.number)
@@ -202,6 +207,14 @@ class Run:
         watched = (one.name for one in self.benchmarks if one.given in self.config.evaluation.watch)
         newest = self.evaluations.get(next(watched, ""), {})
         return {"accuracy": next(iter(newest.values()))["value"]} if newest else {}
+
+    def _warn_of_mismatch(self, groups: Sequence[Group]) -> None:
+        problem = groups[0].problem
+        template = self.config.data.template
+        layout = format_in_use(problem, self.loaded.tokenizer, template, completion_format(self.config))
+        mismatch = describe_mismatch(groups, self.config, layout)
+        if mismatch:
+            logger.warning(mismatch)
 
     def _warn_of_skipped(self, number: int) -> None:
         logger.warning(
