@@ -32,7 +32,6 @@ def describe_mismatch(groups: Sequence[Group], config: Config, layout: Completio
     return (
         f"none of the {len(own)} rollouts of the first batch has an answer that reward.kind={config.reward.kind} can "
         f"extract{why}, so nothing is rewarded. Example, problem {problem.id!r}, answer "
-        f"{problem.answer[:SHOWN_TAIL]!r}: ...{example.text[-SHOWN_TAIL:]!r}. Does "
-        f"data.template={config.data.template} suit the model, and does it ask for an answer in a form that the verifier "
-        "reads? `luffy data show` shows it."
+        f"{problem.answer[:SHOWN_TAIL]!r}: ...{example.text[-SHOWN_TAIL:]!r}. Does data.template={config.data.template}"
+        " suit the model, and does it ask for an answer in a form that the verifier reads? `luffy data show` shows it."
     )
