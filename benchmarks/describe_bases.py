@@ -110,6 +110,7 @@ def describe(name: str) -> dict[str, Any]:
 def main() -> None:
     """Describe both bases."""
     described = {name: describe(name) for name in BASES}
+    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
     OUTPUT.write_text(json.dumps(described, indent=2) + "\n")
     print(json.dumps(described, indent=2))
 

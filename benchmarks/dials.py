@@ -40,6 +40,11 @@ DIALS = {
         ("model=miniature-eager",),
         ("on_policy", "luffy", "sft_rl"),
     ),
+    "easy eager": Dial(
+        "that base on problems of 2 to 4 operations",
+        ("model=miniature-eager", "data.miniature.shortest=2", "data.miniature.longest=4"),
+        ("on_policy", "luffy"),
+    ),
     "own style": Dial("traces in the base's own style", ("data.miniature.style=base",)),
     "few traces": Dial("32 of the 256 problems have a trace", ("data.miniature.traced=32",)),
     "wrong traces": Dial(

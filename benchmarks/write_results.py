@@ -3,7 +3,7 @@
     python benchmarks/write_results.py runs/results --tuning runs/tuning/tuning.json --dials runs/dials/dials.json
 
 Replaces what stands between `<!-- NAME -->` and `<!-- end NAME -->`, and keeps comparison.json, the tuning, the
-map over the dials and the picture under docs/results/.
+map over the dials and the picture under docs/results/. The speed is that of the last `make bench`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,19 @@ def accuracy_table(comparison: dict[str, Any], sets: list[str]) -> str:
     for name, entry in rows.items():
         cells = [percent(entry["evaluations"][one]["avg@1"]) if one in entry["evaluations"] else "-" for one in sets]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def seeds_table(folder: Path, methods: list[str], one_set: str = "miniature/hard") -> str:
+    """Each run by itself: accuracy on one set and the share of its completions that are worded like the teacher's."""
+    lines = ["| method | " + one_set.removeprefix("miniature/") + ", by seed | in the teacher's style, by seed |"]
+    lines.append("|---|---|---|")
+    for method in methods:
+        runs = sorted((folder / method).glob("seed-*/evaluations.jsonl"))
+        ends = [[one for one in map(json.loads, run.open()) if one["set"] == one_set][-1] for run in runs]
+        accuracy = ", ".join(f"{100 * one['avg@1']['value']:.1f}" for one in ends)
+        style = ", ".join(f"{100 * one['style/teacher']:.0f}" for one in ends)
+        lines.append(f"| {method} | {accuracy} | {style} |")
     return "\n".join(lines)
 
 
@@ -90,18 +103,35 @@ def bases_table(bases: dict[str, Any]) -> str:
     """What the bases can do, a row each."""
     lines = [
         "| base | sampled completions | worked out but for one step at most | of these right | right when each step is "
-        "begun for it | trace tokens with probability below 0.01 / 0.1 / 0.5, own style | teacher's style |",
+        "begun for it | trace tokens with probability below 0.01 / 0.1 / 0.5, teacher's style | own style |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, one in bases.items():
         shares = [
             " / ".join(f"{100 * tokens[f'below {bound}']:.1f} %" for bound in ("0.01", "0.1", "0.5"))
-            for tokens in one["share of trace tokens by probability"].values()
+            for tokens in (one["share of trace tokens by probability"][style] for style in ("teacher", "base"))
         ]
         made = f"{100 * one['made to work, right']:.0f} %"
         cells = (name, f"{one['sampled']:,}", one["worked to the end"], one["of these right"], made, *shares)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def speed_tables(measured: Path) -> str:
+    """The tables of `make bench`, one below the other."""
+    parts = []
+    for file in sorted(measured.glob("*.json")):
+        rows = json.loads(file.read_text())["rows"]
+        heading = f"| {file.stem}: " + " | ".join(rows[0]) + " |"
+        lines = ["| " + " | ".join(map(_cell, row.values())) + " |" for row in rows]
+        parts.append("\n".join([heading, "|" + "---|" * len(rows[0]), *lines]))
+    return "\n\n".join(parts)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def replace(path: Path, name: str, text: str) -> None:
@@ -126,7 +156,9 @@ def main() -> None:
         replace(path, "accuracy", accuracy_table(comparison, sets))
         replace(path, "verdicts", verdict_table(comparison))
         replace(path, "cost", cost_table(comparison))
+    replace(ROOT / "docs" / "results.md", "seeds", seeds_table(arguments.comparison, list(comparison["methods"])))
     replace(ROOT / "docs" / "results.md", "bases", bases_table(json.loads((KEPT / "bases.json").read_text())))
+    replace(ROOT / "docs" / "results.md", "speed", speed_tables(ROOT / "benchmarks" / "results"))
     if arguments.tuning:
         tuning = json.loads(arguments.tuning.read_text())
         shutil.copy(arguments.tuning, KEPT / "tuning.json")
