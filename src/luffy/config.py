@@ -104,6 +104,9 @@ class DataConfig(Section):
     on_long_trace: Literal["refuse", "drop"] = Field(
         "drop", description="A trace longer than `rollout.max_tokens`: stop, or leave the trace out."
     )
+    holdout: int = Field(
+        0, ge=0, description="Problems kept out of training, chosen by their ids; as a benchmark they are `holdout`."
+    )
     on_bad_row: Literal["refuse", "drop"] = Field(
         "refuse", description="A row that is not a problem: stop or leave out."
     )
@@ -222,10 +225,20 @@ class EvaluationConfig(Section):
     every: int = Field(0, ge=0, description="Steps between evaluations of `watch`; 0: only at start and end.")
     limit: Count | None = Field(None, description="Problems taken from each benchmark; empty: all.")
     temperature: NotNegative = Field(0.0, description="0 is greedy decoding; needed above 0 for @k with k > 1.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the most likely tokens that hold this probability.")
     max_tokens: Count | None = Field(None, description="Longest completion; empty: rollout.max_tokens.")
+    source: str | None = Field(None, description="File or folder to take public benchmarks from; empty: the hub.")
+    engine: Literal["transformers", "vllm", "endpoint"] = Field(
+        "transformers", description="What `luffy eval` generates with; endpoint: any OpenAI-compatible server."
+    )
+    endpoint: str | None = Field(None, description="Address of that server, such as http://localhost:8000/v1.")
+    api_key_variable: str = Field("OPENAI_API_KEY", description="Environment variable that holds the server's key.")
+    concurrency: Count = Field(32, description="Requests to the server at a time.")
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationConfig:
+        if self.engine == "endpoint" and not self.endpoint:
+            raise ValueError("engine 'endpoint' needs the server's address: evaluation.endpoint=http://HOST:PORT/v1")
         unknown = [name for name in self.watch if name not in self.benchmarks]
         if unknown:
             raise ValueError(f"watch names {unknown[0]!r}, which is not in benchmarks")

@@ -143,6 +143,42 @@ class RowsProgress:
             self.console.print(f"{self.what}: {rows} rows{left}", highlight=False, soft_wrap=True)
 
 
+class EvaluationProgress:
+    """A bar over the problems of each benchmark on a terminal; a line every `SECONDS_IN_A_PIPE` elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        accuracy = TextColumn("{task.fields[accuracy]}")
+        self.bar = Progress(*columns, accuracy, console=console, disable=not console.is_terminal)
+        self.tasks: dict[tuple[str, str], TaskID] = {}
+        self.model = ""
+        self.reported = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def on_model(self, model: str) -> None:
+        """The next model."""
+        self.model = model
+
+    def on_progress(self, benchmark: str, done: int, total: int, accuracy: float) -> None:
+        """Show how many problems are done, and the share of right samples so far."""
+        key = (self.model, benchmark)
+        if key not in self.tasks:
+            self.tasks[key] = self.bar.add_task(f"{self.model}  {benchmark}", total=total, accuracy="")
+        self.bar.update(self.tasks[key], completed=done, accuracy=f"accuracy {_short(accuracy)}")
+        now = time.monotonic()
+        if not self.console.is_terminal and (done == total or now - self.reported >= SECONDS_IN_A_PIPE):
+            self.reported = now
+            line = f"{self.model}, {benchmark}: {done}/{total} problems, accuracy {_short(accuracy)}"
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
 def _table(comparison: Comparison, latest: dict[int, dict[str, Any]], left: str) -> Table:
     finished = sum(job.finished for job in comparison.jobs)
     table = Table("run", "step", *SHOWN, title=f"{finished} of {len(comparison.jobs)} runs done, {left} left")

@@ -10,22 +10,26 @@
 Nothing here imports torch or transformers: a tokenizer is an argument.
 """
 
-from luffy.data.benchmarks import benchmark_names, load_benchmark, parse_benchmark
+from luffy.data.benchmarks import HOLDOUT, benchmark_names, load_benchmark, parse_benchmark
 from luffy.data.check import check_file
 from luffy.data.check_report import CheckReport
 from luffy.data.choices import choice_problem
 from luffy.data.fix import left_out_path, write_fixed
-from luffy.data.load import DroppedRow, LoadedProblems, load_problems, load_training_problems
+from luffy.data.load import DroppedRow, LoadedProblems, hold_out, load_problems, load_training_problems
 from luffy.data.prepare import EncodedProblem, EncodedTrace, PreparationReport, PreparedProblems, prepare_problems
 from luffy.data.prepare_public import PreparedSet, prepare_public
 from luffy.data.prompts import encode_prompt, encode_trace, render_prompt
+from luffy.data.public_benchmarks import PUBLIC_BENCHMARKS, FoundProblems
 from luffy.data.show import show_problem
 
 __all__ = [
+    "HOLDOUT",
+    "PUBLIC_BENCHMARKS",
     "CheckReport",
     "DroppedRow",
     "EncodedProblem",
     "EncodedTrace",
+    "FoundProblems",
     "LoadedProblems",
     "PreparationReport",
     "PreparedProblems",
@@ -35,6 +39,7 @@ __all__ = [
     "choice_problem",
     "encode_prompt",
     "encode_trace",
+    "hold_out",
     "left_out_path",
     "load_benchmark",
     "load_problems",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,6 +120,29 @@ def load_training_problems(config: DataConfig) -> LoadedProblems:
         subset=config.subset,
         split=config.split,
     )
+
+
+def hold_out(source: LoadedProblems, count: int) -> tuple[LoadedProblems, list[Problem]]:
+    """What is left to train on, and `count` problems for evaluation alone.
+
+    Which ones depends on the problems' ids only, so that it stays nearly the same when rows are added or reordered.
+    Raises DataError when nothing would be left to train on.
+    """
+    if count >= len(source.problems):
+        raise DataError(f"data.holdout={count}: there are only {len(source.problems)} problems in all.")
+    order = sorted(range(len(source.problems)), key=lambda index: _place(source.problems[index].id))
+    held = set(order[:count])
+    kept = [index for index in range(len(source.problems)) if index not in held]
+    rest = replace(
+        source,
+        problems=[source.problems[index] for index in kept],
+        rows=[source.rows[index] for index in kept] if source.rows else [],
+    )
+    return rest, [source.problems[index] for index in sorted(held)]
+
+
+def _place(identifier: str) -> str:
+    return hashlib.sha256(f"holdout/{identifier}".encode("utf-8", "replace")).hexdigest()
 
 
 def _miniature_problems(dials: MiniatureConfig) -> LoadedProblems:

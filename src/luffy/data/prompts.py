@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from luffy.errors import DataError, ModelError
 from luffy.formats import CLOSING, OPENING, CompletionFormat
-from luffy.types import Problem, Trace
+from luffy.types import Problem, Prompt, Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,8 +75,21 @@ def render_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, template
         return _think(problem, tokenizer)
     if template == "qwen_math":
         return _qwen_math(_question(problem), tokenizer)
-    # LUFFY's prompt for LLaMA (arXiv 2504.14945, appendix C): no system prompt, no <think>.
-    return f"User: {_question(problem)} Answer: Let's think step by step." if template == "simple" else _joined(problem)
+    return _simple(problem) if template == "simple" else _joined(problem)
+
+
+def messages_for_server(problem: Problem, template: Template) -> Prompt:
+    """The prompt for a server that applies the model's chat template itself: messages, or text to be continued.
+
+    `think` and `qwen_math` send their system prompts; that the generation starts inside the thought, only the server
+    can see to. `simple` and `none` send text.
+    """
+    if template in ("simple", "none"):
+        return _simple(problem) if template == "simple" else _joined(problem)
+    if template in ("think", "qwen_math"):
+        system = THINK_SYSTEM_PROMPT if template == "think" else QWEN_MATH_SYSTEM_PROMPT
+        return ({"role": "system", "content": system}, *_without_system(problem))
+    return tuple(_messages(problem))
 
 
 def encode_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, template: Template) -> list[int]:
@@ -159,6 +172,11 @@ def _think(problem: Problem, tokenizer: PreTrainedTokenizerBase) -> str:
     system = {"role": "system", "content": THINK_SYSTEM_PROMPT}
     prompt = _by_chat_template(problem.id, [system, *_without_system(problem)], tokenizer)
     return prompt if prompt.rstrip().endswith(OPENING) else f"{prompt}{OPENING}\n"
+
+
+def _simple(problem: Problem) -> str:
+    """LUFFY's prompt for LLaMA (arXiv 2504.14945, appendix C): no system prompt, no <think>."""
+    return f"User: {_question(problem)} Answer: Let's think step by step."
 
 
 def _qwen_math(question: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -82,6 +82,36 @@ def pass_at_k(
     return _over_problems(np.array(estimates, dtype=np.float64), confidence, resamples, seed)
 
 
+def values_interval(
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """Mean over problems of one number in [0, 1] each, by the rules of `mean_interval`. Raises ValueError if none."""
+    return _over_problems(np.array(values, dtype=np.float64), confidence, resamples, seed)
+
+
+def paired_p_value(a: ArrayLike, b: ArrayLike, *, draws: int = 20_000, seed: int = 0) -> float:
+    """How likely a difference of means at least this large is if the two models are alike, by sign flips, two-sided.
+
+    a, b: [problems], one number a problem in the same order. If the models are alike, each problem's difference might
+    as well have the other sign. Exact (all sign patterns) for up to 14 differences that are not 0, else by `draws`
+    random ones; never 0. One run of each model: that two *methods* differ it cannot say.
+    """
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    differences = differences[differences != 0]
+    observed = abs(float(differences.sum())) - 1e-9
+    count = len(differences)
+    if count <= 14:
+        patterns = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
+        return float(np.mean(np.abs((1 - 2 * patterns) @ differences) >= observed))
+    generator = np.random.default_rng(seed)
+    extreme = 0
+    block = max(1, BLOCK // count)
+    for start in range(0, draws, block):
+        signs = generator.integers(0, 2, (min(block, draws - start), count), dtype=np.int8)
+        extreme += int(np.sum(np.abs((1 - 2 * signs) @ differences) >= observed))
+    return (extreme + 1) / (draws + 1)
+
+
 def seeds_interval(
     accuracy: ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:

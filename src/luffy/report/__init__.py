@@ -1,6 +1,7 @@
 """Reports: run folders in, one self-contained HTML page or one picture out."""
 
+from luffy.report.evaluation_page import write_evaluation
 from luffy.report.page import write_report
 from luffy.report.picture import write_picture
 
-__all__ = ["write_picture", "write_report"]
+__all__ = ["write_evaluation", "write_picture", "write_report"]

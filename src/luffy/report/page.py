@@ -113,13 +113,13 @@ def _target(comparison: Comparison) -> str | None:
 def _fill(context: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     """The template with texts escaped, and the scripts allowed by their hashes."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_resource), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FunctionLoader(resource), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    scripts = {"library": _library(), "script": _resource("page.js")}
+    scripts = {"library": _library(), "script": resource("page.js")}
     policy = " ".join(f"'sha256-{_digest(script)}'" for script in scripts.values())
     return environment.get_template("page.html").render(
         context,
-        style=Markup(_resource("style.css")),
+        style=Markup(resource("style.css")),
         values=Markup(json_for_script(values)),
         script_policy=policy,
         **{name: Markup(script) for name, script in scripts.items()},
@@ -134,7 +134,8 @@ def json_for_script(values: Any) -> str:
     return text
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a template, style sheet or script of the package."""
     return (files("luffy.report") / "templates" / name).read_text(encoding="utf-8")
 
 

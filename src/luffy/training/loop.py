@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 from luffy.config import Config
-from luffy.data import LoadedProblems, load_training_problems
+from luffy.data import HOLDOUT, LoadedProblems, hold_out, load_training_problems
 from luffy.errors import RunError
-from luffy.evaluation import read_benchmarks
-from luffy.reward import VerifierPool
+from luffy.evaluation import describe_overlap, load_benchmarks
+from luffy.reward.graders import Graders
 from luffy.training.clock import Clock
 from luffy.training.groups import assign_advantages, collect_groups
 from luffy.training.interrupt import Interrupt
@@ -42,11 +42,17 @@ def train(
     Returns the summary that is also in `RUN/summary.json`. Raises LuffyError for what is the user's to resolve.
     """
     source = load_training_problems(config.data) if problems is None else LoadedProblems.of(problems)
-    read_benchmarks(config.evaluation.benchmarks)  # a mistake shows before anything is written or loaded
+    source, held_out = hold_out(source, config.data.holdout) if config.data.holdout else (source, [])
+    sets = {HOLDOUT: held_out} if held_out else None
+    benchmarks = load_benchmarks(
+        config.evaluation.benchmarks, config, sets
+    )  # a mistake shows before anything is written
     folder = RunFolder(config, digest=source.digest)
     try:
-        with VerifierPool.of(config, reward) as pool:
-            run = Run(config, folder, source, pool, on_step)
+        for line in describe_overlap(benchmarks, source.problems, config.data.train):
+            logger.warning(line)
+        with Graders(config, reward) as graders:
+            run = Run(config, folder, source, benchmarks, graders, on_step)
             return run.finished_summary() or _train_and_account(run)
     finally:
         folder.close()

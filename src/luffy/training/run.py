@@ -15,10 +15,10 @@ from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, LoadedProblems, prepare_problems
 from luffy.data.prompts import format_in_use
 from luffy.errors import DataError, RunError
-from luffy.evaluation import Benchmark, load_benchmarks, measure
+from luffy.evaluation import Benchmark, EngineSampler, measure
 from luffy.files import write_folder_whole
 from luffy.policy import LoadedModel, load_model
-from luffy.reward import VerifierPool
+from luffy.reward.graders import Graders
 from luffy.rollout import Engine, TransformersEngine
 from luffy.training.card import model_card
 from luffy.training.checkpoint import (
@@ -56,9 +56,16 @@ class Run:
     """A run while it lasts: its parts, its progress, and what it leaves behind."""
 
     def __init__(
-        self, config: Config, folder: RunFolder, source: LoadedProblems, pool: VerifierPool, on_step: OnStep | None
+        self,
+        config: Config,
+        folder: RunFolder,
+        source: LoadedProblems,
+        benchmarks: Sequence[Benchmark],
+        graders: Graders,
+        on_step: OnStep | None,
     ) -> None:
-        self.config, self.folder, self.pool, self.on_step = config, folder, pool, on_step
+        self.config, self.folder, self.graders, self.on_step = config, folder, graders, on_step
+        self.pool, self.benchmarks = graders.pool(), benchmarks
         self.method = METHODS[config.method]
         self.source = source
         self.progress = Progress()
@@ -90,12 +97,6 @@ class Run:
         self.started = time.perf_counter()
         self.loaded: LoadedModel = load_model(config.model, config.policy)
         self.problems, self.traces = self._prepare_problems()
-        self.benchmarks: list[Benchmark] = load_benchmarks(
-            config.evaluation.benchmarks,
-            self.loaded.tokenizer,
-            template=config.data.template,
-            limit=config.evaluation.limit,
-        )
         self.engine: Engine = TransformersEngine(
             self.loaded.model,
             eos_ids=self.loaded.eos_ids,
@@ -237,16 +238,9 @@ class Run:
             self._save_checkpoint()
 
     def _evaluate(self, benchmarks: Sequence[Benchmark]) -> None:
-        settings = self.config.evaluation
+        sampler = EngineSampler(self.engine, self.loaded.tokenizer, self.config.data.template)
         for benchmark in benchmarks:
-            result = measure(
-                benchmark,
-                engine=self.engine,
-                verify=self.pool.verify_all,
-                tokenizer=self.loaded.tokenizer,
-                temperature=settings.temperature,
-                max_tokens=settings.max_tokens or self.config.rollout.max_tokens,
-            )
+            result = measure(benchmark, sampler=sampler, graders=self.graders, config=self.config)
             self.folder.write_generations(self.progress.step, benchmark.name, result.generations)
             self.folder.append_evaluation(
                 {
