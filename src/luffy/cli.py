@@ -379,6 +379,61 @@ def prepare_data(
         results.print(_plain(line), soft_wrap=True, highlight=False)
 
 
+@data_commands.command("collect")
+def collect_data(
+    file: Annotated[str, typer.Argument(help="Problems, in any of the formats.")],
+    endpoint: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server: http://localhost:8000/v1")],
+    model: Annotated[str, typer.Option(help="The teacher, as the server calls it.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file; OUT.journal beside it keeps every answer.")],
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers asked for, a problem.")] = 1,
+    keep: Annotated[
+        str, typer.Option(help="Verified answers to keep: first (and ask no more), shortest, all.")
+    ] = "first",
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Keep the teacher's log-probs where its tokens are those of this model.")
+    ] = None,
+    key_variable: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "OPENAI_API_KEY",
+    as_json: AsJson = False,
+) -> None:
+    """Collect traces from a teacher behind any OpenAI-compatible server; keep those that verify. Killed, it goes on.
+
+    [dim]luffy data collect q.jsonl --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-32B --out traces.jsonl
+    luffy data collect q.csv --endpoint URL --model NAME --out t.jsonl --samples 4 --keep shortest reward.kind=math
+    ... data.template=think rollout.max_tokens=8192 rollout.temperature=0.6[/]
+    """
+    from dataclasses import asdict
+
+    from luffy.collection import Collector, TeacherSettings
+    from luffy.config import nearest
+    from luffy.data import load_training_problems
+    from luffy.progress import CollectionProgress
+    from luffy.reward import VerifierPool
+    from luffy.rollout.endpoint import EndpointClient
+
+    if keep not in (known := ("first", "shortest", "all")):
+        raise ConfigError(f"--keep: expected first, shortest or all, got {keep!r}.{nearest(keep, known)}")
+    config = load_config(None, [f"data.train={json.dumps(file)}", *(overrides or [])])
+    source = load_training_problems(config.data)
+    settings = TeacherSettings.of(model, samples, config, source.digest)
+    student = _tokenizer(tokenizer) if tokenizer else None
+    with (
+        EndpointClient(
+            endpoint, model, key_variable=key_variable, concurrency=concurrency, logprobs=student is not None
+        ) as client,
+        VerifierPool.of(config) as pool,
+        CollectionProgress(messages) as progress,
+    ):
+        collector = Collector(source, client, settings, out, keep=keep, tokenizer=student)  # type: ignore[arg-type]
+        report = collector.run(pool, progress.on_answer)
+    if as_json:
+        _print_json(asdict(report))
+        return
+    for line in report.lines(out):
+        results.print(_plain(line), soft_wrap=True, highlight=False)
+
+
 @data_commands.command("check")
 def check_data(
     file: Annotated[str, typer.Argument(help="A file in any of the formats, a saved data set, or a hub name.")],

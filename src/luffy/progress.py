@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from luffy.collection import CollectionReport
 from luffy.comparison.runner import Comparison, Job, total_steps
 
 LINES_IN_A_PIPE = 20  # a run prints about this many lines when nobody watches
@@ -177,6 +178,35 @@ class EvaluationProgress:
             self.reported = now
             line = f"{self.model}, {benchmark}: {done}/{total} problems, accuracy {_short(accuracy)}"
             self.console.print(line, highlight=False, soft_wrap=True)
+
+
+class CollectionProgress:
+    """A bar over the questions on a terminal; a line every `SECONDS_IN_A_PIPE` elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        numbers = TextColumn("{task.fields[numbers]}")
+        self.bar = Progress(*columns, numbers, console=console, disable=not console.is_terminal)
+        self.task = self.bar.add_task("answers", total=None, numbers="")
+        self.reported = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def on_answer(self, report: CollectionReport, questions: int) -> None:
+        """Show how many of the questions are answered at most, and what came of them."""
+        numbers = f"verified {report.verified / report.asked:.0%}  solved {report.solved}/{report.problems}"
+        numbers += f"  tokens {report.completion_tokens:,}"
+        self.bar.update(self.task, completed=report.asked, total=questions, numbers=numbers)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.reported >= SECONDS_IN_A_PIPE:
+            self.reported = now
+            self.console.print(f"{report.asked}/{questions} answers  {numbers}", highlight=False, soft_wrap=True)
 
 
 def _table(comparison: Comparison, latest: dict[int, dict[str, Any]], left: str) -> Table:

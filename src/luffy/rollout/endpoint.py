@@ -14,8 +14,8 @@ import os
 import random
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Self
 
 import httpx2
@@ -117,26 +117,43 @@ class EndpointClient:
         A question without a usable answer in all tries gives an `UnansweredError`. Raises ModelError or ConfigError at
         once for what no try can mend: a wrong key, address or model. Nothing is asked ahead of what is waited for.
         """
-        waiting: dict[Any, int] = {}
+        tasks: SimpleQueue[tuple[int, Question] | None] = SimpleQueue()
+        answers: SimpleQueue[tuple[int, Reply | Exception]] = SimpleQueue()
+        threads = 0
         left = iter(enumerate(questions))
-        with ThreadPoolExecutor(self.concurrency) as threads:
+        waiting = 0
+        try:
+            while True:
+                while waiting < self.concurrency and (item := next(left, None)):
+                    tasks.put(item)
+                    waiting += 1
+                    if threads < waiting:  # daemons, so that nobody who stops listening waits for a stalling server
+                        threading.Thread(target=self._work, args=(tasks, answers, sampling), daemon=True).start()
+                        threads += 1
+                if not waiting:
+                    return
+                index, answer = answers.get()
+                waiting -= 1
+                if isinstance(answer, Exception) and not isinstance(answer, UnansweredError):
+                    raise answer
+                yield index, answer
+        finally:
+            if waiting:
+                self._stop.set()
+            for _ in range(threads):
+                tasks.put(None)
+
+    def _work(
+        self,
+        tasks: SimpleQueue[tuple[int, Question] | None],
+        answers: SimpleQueue[tuple[int, Reply | Exception]],
+        sampling: Sampling,
+    ) -> None:
+        while (item := tasks.get()) is not None:
             try:
-                while True:
-                    while len(waiting) < self.concurrency and (item := next(left, None)):
-                        waiting[threads.submit(self.ask, item[1], sampling)] = item[0]
-                    if not waiting:
-                        return
-                    for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                        index = waiting.pop(future)
-                        error = future.exception()
-                        if error is not None and not isinstance(error, UnansweredError):
-                            raise error
-                        yield index, error or future.result()
-            finally:
-                if waiting:  # somebody stopped listening: end pauses and requests, so that no thread is waited for
-                    self.close()
-                    for future in waiting:
-                        future.cancel()
+                answers.put((item[0], self.ask(item[1], sampling)))
+            except Exception as error:
+                answers.put((item[0], error))
 
     def ask(self, question: Question, sampling: Sampling) -> Reply:
         """One reply, with retries. Raises UnansweredError, and ModelError or ConfigError for what no try can mend."""
