@@ -133,7 +133,8 @@ def test_models_side_by_side(tmp_path):
     assert comparison.columns == ["miniature/worked"]
     assert [test.model for test in comparison.tests] == ["miniature-eager"]
     page = render_evaluation(results, comparison, config)
-    assert "miniature-eager" in page and "script-src" not in page
+    assert "miniature-eager" in page
+    assert "script-src" not in page
 
 
 def test_what_a_model_says_is_escaped(tmp_path):
@@ -142,11 +143,13 @@ def test_what_a_model_says_is_escaped(tmp_path):
         config = load_config(overrides={"evaluation.engine": "endpoint", "evaluation.endpoint": server.url})
         result = evaluate("teacher", [str(tmp_path / "x.jsonl")], config)
     page = render_evaluation([result], compare_models([result]), config)
-    assert "<script" not in page and "&lt;script&gt;" in page and "<b>?" not in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "<b>?" not in page
 
 
 def test_an_endpoint_needs_an_address():
-    with pytest.raises(ConfigError, match="evaluation.endpoint"):
+    with pytest.raises(ConfigError, match=r"evaluation\.endpoint"):
         load_config(overrides={"evaluation.engine": "endpoint"})
 
 
