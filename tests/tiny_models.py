@@ -25,3 +25,25 @@ def build_model(kind="llama", dtype=torch.float64, seed=0):
         else Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=True))
     )
     return model.to(dtype).eval()
+
+
+def build_byte_tokenizer(*, chat_template=None, closes_texts=False, **special):
+    """A tokenizer of single bytes that starts every text with `<s>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<|user|>", "<|end|>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = " </s>" if closes_texts else ""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<s> $A{end}", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    special = {"bos_token": "<s>", "eos_token": "</s>"} | special
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=["<|user|>", "<|end|>"], **special
+    )
+    fast.chat_template = chat_template
+    return fast

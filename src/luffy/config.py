@@ -213,6 +213,12 @@ class PolicyConfig(Section):
     token_budget: Count = Field(16384, description="Padded tokens a micro-batch of the update may hold.")
     chunk_elements: Count = Field(2**24, description="Logits (tokens x vocabulary) that may exist at once.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    context_length: Count | None = Field(
+        None, description="Positions the model may use, in place of its own number (max_position_embeddings)."
+    )
+    rope_theta: Positive | None = Field(
+        None, description="Base of its rotary embedding, to be raised with the context; empty: its own."
+    )
     trust_remote_code: bool = Field(False, description="Run Python code that comes with the model folder.")
     allow_pickle: bool = Field(False, description="Load weights that are stored as pickles, which can run code.")
 

@@ -5,6 +5,8 @@ from importlib import resources
 
 import pytest
 
+from tiny_models import build_byte_tokenizer as make_byte_tokenizer
+
 
 @pytest.fixture(scope="session")
 def plain_tokenizer():
@@ -12,28 +14,6 @@ def plain_tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(resources.files("luffy") / "assets/miniature"))
-
-
-def _build_byte_tokenizer(*, chat_template=None, closes_texts=False, **special):
-    """A tokenizer of single bytes that starts every text with `<s>`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<|user|>", "<|end|>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    end = " </s>" if closes_texts else ""
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"<s> $A{end}", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    special = {"bos_token": "<s>", "eos_token": "</s>"} | special
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, additional_special_tokens=["<|user|>", "<|end|>"], **special
-    )
-    fast.chat_template = chat_template
-    return fast
 
 
 CHAT_TEMPLATE = (
@@ -45,17 +25,17 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def build_byte_tokenizer():
-    return _build_byte_tokenizer
+    return make_byte_tokenizer
 
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    return _build_byte_tokenizer()
+    return make_byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def chat_tokenizer():
-    return _build_byte_tokenizer(chat_template=CHAT_TEMPLATE)
+    return make_byte_tokenizer(chat_template=CHAT_TEMPLATE)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from luffy.data import load_problems, prepare_public
 from luffy.data.public_sets import PUBLIC_SETS
 from luffy.errors import ConfigError, DataError
+from luffy.reward.verifiers import verify_number
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 
@@ -243,7 +244,7 @@ def test_a_task_of_reasoning_gym_with_parameters(tmp_path):
         assert (reference["task"], reference["answer"]) == ("chain_sum", entry["answer"])
         assert reference["metadata"]["num_terms"] == 3
         assert reference["parameters"] == {"min_terms": 3, "max_terms": 3}
-    assert report.without_traces == 4
+    assert report.without_traces == 0
     before = out.read_bytes()
     prepare_public("reasoning-gym:chain_sum", out, parameters=parameters)
     assert out.read_bytes() == before
@@ -258,6 +259,24 @@ def test_a_task_that_yields_worked_solutions(tmp_path):
     assert report.problems == report.traces == 20
     for problem in load_problems(out).problems:
         assert float(problem.traces[0].text.rpartition("#### ")[2]) == float(json.loads(problem.answer)["answer"])
+
+
+def test_a_sum_is_worked_out_from_left_to_right():
+    from luffy.data.procedural import running_sum
+
+    assert running_sum({"expression": "5 - 12 + 4"}) == "5 - 12 = -7\n-7 + 4 = -3\n#### -3"
+
+
+def test_a_task_for_another_verifier_has_plain_answers(tmp_path):
+    pytest.importorskip("reasoning_gym")
+    out = tmp_path / "x.jsonl"
+    report = prepare_public("reasoning-gym:chain_sum", out, parameters={"size": 5}, kind="number")
+    assert report.kind == "number"
+    for problem in load_problems(out).problems:
+        assert problem.traces[0].text.endswith(f"\n#### {problem.answer}")
+        assert verify_number(problem.traces[0].text, problem.answer).correct
+    with pytest.raises(DataError, match="only the task's own scorer can grade it"):
+        prepare_public("reasoning-gym:graph_color", tmp_path / "y.jsonl", parameters={"size": 1}, kind="exact")
 
 
 def test_tuples_of_an_entry_keep_their_kind(tmp_path):

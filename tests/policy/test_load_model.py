@@ -124,6 +124,22 @@ def test_a_tokenizer_without_pad_token_works(folder):
     assert loaded.pad_id == loaded.tokenizer.eos_token_id
 
 
+def test_a_pad_token_that_the_model_has_no_embedding_for(folder):
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    loaded = load_model(str(folder), CPU)
+    assert loaded.pad_id == loaded.eos_ids[0]
+
+
+def test_another_token_that_the_model_has_no_embedding_for(folder):
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"no embedding \(24 rows\), '<new>' for one"):
+        load_model(str(folder), CPU)
+
+
 def test_a_folder_without_tokenizer(folder):
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -140,6 +156,27 @@ def test_a_device_that_is_not_there():
     for name in ("nonsense", "cuda:77"):
         with pytest.raises(ModelError, match=f"policy.device={name} cannot be used"):
             pick_device(name)
+
+
+def test_the_context_can_be_extended(folder):
+    extended = load_model(str(folder), PolicyConfig(context_length=512, rope_theta=4e4)).model
+    assert extended.config.max_position_embeddings == 512
+    assert extended.config.rope_parameters["rope_theta"] == 4e4
+    frequencies = extended.model.rotary_emb.inv_freq
+    size = 2 * len(frequencies)
+    torch.testing.assert_close(frequencies, 4e4 ** (-torch.arange(0, size, 2) / size))
+
+
+def test_a_model_without_positions_has_no_context_to_extend(tmp_path):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    tokenizer = load_tokenizer("miniature")
+    config = BloomConfig(vocab_size=len(tokenizer), hidden_size=16, n_layer=1, n_head=2, eos_token_id=1)
+    BloomForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for key in ("context_length", "rope_theta"):
+        with pytest.raises(ModelError, match=f"policy.{key} cannot be set, its config.json has no"):
+            load_model(str(tmp_path), PolicyConfig(**{key: 100}))
 
 
 def test_no_dropout_in_any_mode(folder):

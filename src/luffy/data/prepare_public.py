@@ -116,13 +116,14 @@ def prepare_public(
 
     name: a key of `PUBLIC_SETS`, `miniature`, or `reasoning-gym:TASK`. files: in place of the hub. parameters: of the
     miniature (its dials) or the task. max_tokens: longest trace, by this tokenizer; the set's own where None. keep:
-    which of a problem's traces. kind: verifier of the traces, "none" for none; the set's own where None. limit: of
-    problems. Raises ConfigError for an unknown name or parameter, DataError for files that cannot be used.
+    which of a problem's traces. kind: verifier of the traces, "none" for none; the set's own where None. A task's
+    answers are written for this kind. limit: of problems. Raises ConfigError for an unknown name or parameter,
+    DataError for files that cannot be used.
     """
     if name == MINIATURE or name.startswith(REASONING_GYM):
         if files:
             raise ConfigError(f"{name}: is made here and not read, so --from has no meaning.")
-        total, converted, made_kind = _made(name, parameters or {})
+        total, converted, made_kind = _made(name, parameters or {}, kind)
         blocks = _blocks(enumerate(converted, start=1), on_progress, lambda row: row / total)
         prepared, verifier, needs_trace = PreparedSet(name, str(out), made_kind), "none", False
     else:
@@ -162,14 +163,16 @@ def expand(files: Sequence[str]) -> list[str]:
     return expanded
 
 
-def _made(name: str, parameters: Mapping[str, Any]) -> tuple[int, Iterator[Converted], str]:
+def _made(name: str, parameters: Mapping[str, Any], kind: str | None) -> tuple[int, Iterator[Converted], str]:
     """How many problems there will be, the problems, and their verifier."""
     if name == MINIATURE:
         config = load_config(None, {f"data.miniature.{key}": value for key, value in parameters.items()})
         problems = load_training_problems(config.data).problems
         return len(problems), (Converted(problem) for problem in problems), "exact"
-    count, converted = procedural_problems(name.removeprefix(REASONING_GYM), parameters)
-    return count, converted, "reasoning_gym"
+    verifier = "reasoning_gym" if kind in (None, "none") else str(kind)
+    plain = verifier != "reasoning_gym"
+    count, converted = procedural_problems(name.removeprefix(REASONING_GYM), parameters, plain_answers=plain)
+    return count, converted, verifier
 
 
 def _share(sources: Sequence[RowSource]) -> float | None:

@@ -4,15 +4,16 @@ The reference answer is a JSON text that the verifier `reasoning_gym` gives to t
 
     {"task": "chain_sum", "answer": "-14282", "metadata": {...}, "parameters": {"min_terms": 2}}
 
-Tuples are written as {"tuple": [...]}, since some scorers tell them from lists. Few tasks yield a worked solution;
-their problems get it as a trace, the others have none and are trained on-policy.
+Tuples are written as {"tuple": [...]}, since some scorers tell them from lists. For another verifier it is the task's
+plain answer. Few tasks yield a worked solution (`WORKED_SOLUTIONS`); their problems get it as a trace, the others have
+none and are trained on-policy.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from luffy.config import nearest
@@ -21,15 +22,33 @@ from luffy.errors import ConfigError
 from luffy.reward.answers import final_answer
 from luffy.types import Problem, Trace
 
-WORKED_SOLUTIONS = {"gsm_symbolic": "answer_cot"}  # task -> key of the metadata that holds one, ending in `#### `
 DEFAULT_SEED = 0
 
 
-def procedural_problems(task: str, parameters: Mapping[str, Any]) -> tuple[int, Iterator[Converted]]:
+def running_sum(metadata: Mapping[str, Any]) -> str:
+    """`5 - 2 + 4` worked out from left to right, a line a step: `5 - 2 = 3`, `3 + 4 = 7`, `#### 7`."""
+    first, *rest = metadata["expression"].split()
+    total, lines = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        before, total = total, total + int(term) if sign == "+" else total - int(term)
+        lines.append(f"{before} {sign} {term} = {total}")
+    return "\n".join([*lines, f"#### {total}"])
+
+
+WORKED_SOLUTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {  # from the metadata; each ends in `#### answer`
+    "gsm_symbolic": lambda metadata: str(metadata["answer_cot"]),
+    "chain_sum": running_sum,
+}
+
+
+def procedural_problems(
+    task: str, parameters: Mapping[str, Any], *, plain_answers: bool = False
+) -> tuple[int, Iterator[Converted]]:
     """How many problems of a task there are, and the problems.
 
-    parameters: of the task's configuration, `size` and `seed` (0 where it is not given) among them. Raises ConfigError
-    for an unknown task or parameter, for a value that the task refuses, and without the package reasoning-gym.
+    parameters: of the task's configuration, `size` and `seed` (0 where it is not given) among them. plain_answers: the
+    references are the task's answers themselves, for another verifier than its scorer. Raises ConfigError for an
+    unknown task or parameter, for a value that the task refuses, and without the package reasoning-gym.
     """
     try:
         import reasoning_gym
@@ -51,10 +70,10 @@ def procedural_problems(task: str, parameters: Mapping[str, Any]) -> tuple[int, 
         dataset = reasoning_gym.create_dataset(task, **given)
     except Exception as error:  # each task checks its parameters in its own way
         raise ConfigError(f"reasoning-gym:{task}: {type(error).__name__}: {error}") from None
-    return len(dataset), _convert(task, dataset, given)
+    return len(dataset), _convert(task, dataset, given, plain_answers)
 
 
-def _convert(task: str, dataset: Any, parameters: Mapping[str, Any]) -> Iterator[Converted]:
+def _convert(task: str, dataset: Any, parameters: Mapping[str, Any], plain_answers: bool) -> Iterator[Converted]:
     own = {key: value for key, value in parameters.items() if key not in ("seed", "size")}
     for index in range(len(dataset)):
         entry = dataset[index]
@@ -63,15 +82,19 @@ def _convert(task: str, dataset: Any, parameters: Mapping[str, Any]) -> Iterator
         if entry["answer"] is not None and dataset.score_answer(entry["answer"], kept) < 1:
             yield Converted(None, (LeftOut("the task's own answer is not right by its scorer", str(entry["answer"])),))
             continue
+        if plain_answers and entry["answer"] is None:
+            yield Converted(None, (LeftOut("no single answer: only the task's own scorer can grade it"),))
+            continue
+        answer = str(entry["answer"]) if plain_answers else answer
         traces, left_out = _traces(task, entry, dataset)
         identifier = f"{task}-{parameters['seed']}-{index}"
         yield Converted(Problem(identifier, entry["question"], answer, f"reasoning-gym/{task}", traces), left_out)
 
 
 def _traces(task: str, entry: Mapping[str, Any], dataset: Any) -> tuple[tuple[Trace, ...], tuple[LeftOut, ...]]:
-    worked = entry["metadata"].get(WORKED_SOLUTIONS.get(task))
-    if not worked:
+    if task not in WORKED_SOLUTIONS:
         return (), ()
+    worked = WORKED_SOLUTIONS[task](entry["metadata"])
     if dataset.score_answer(final_answer(worked), entry) < 1:
         return (), (LeftOut("trace that is not right", worked[-60:], 1),)
     return (Trace(worked, f"reasoning-gym/{task}"),), ()

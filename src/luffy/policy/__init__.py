@@ -1,7 +1,7 @@
 """The policy: load a model, score tokens, cut rows into micro-batches."""
 
 from luffy.policy.batching import PaddedRows, pad_rows, padding_fraction, split_by_budget
-from luffy.policy.load import LoadedModel, load_model, load_tokenizer, model_folder, pick_device
+from luffy.policy.load import LoadedModel, check_context, load_model, load_tokenizer, model_folder, pick_device
 from luffy.policy.logprobs import Scorer, TokenScores, output_head, score_hidden_states
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "PaddedRows",
     "Scorer",
     "TokenScores",
+    "check_context",
     "load_model",
     "load_tokenizer",
     "model_folder",

@@ -17,9 +17,10 @@ from luffy.config import PolicyConfig, nearest
 from luffy.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BUILT_IN = ("miniature", "miniature-eager")
+CONTEXT = "max_position_embeddings"  # the libraries' name for the number of positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,7 @@ def load_model(name: str, policy: PolicyConfig) -> LoadedModel:
     if policy.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     eos_ids = _eos_ids(model, tokenizer)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
-    return LoadedModel(model, tokenizer, eos_ids, int(pad_id))
+    return LoadedModel(model, tokenizer, eos_ids, _pad_id(model, tokenizer, eos_ids, name))
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -105,11 +105,14 @@ def _load_weights(folder: str, name: str, policy: PolicyConfig) -> PreTrainedMod
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=_read_architecture(folder, name, policy),
             dtype=getattr(torch, policy.dtype),
             use_safetensors=None if policy.allow_pickle else True,
             trust_remote_code=policy.trust_remote_code,
             output_loading_info=True,
         )
+    except ModelError:
+        raise
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, RuntimeError for other shapes, ...
         raise ModelError(f"{name}: cannot be loaded as a causal language model. {_first_line(error)}") from None
     missing = sorted(found["missing_keys"])
@@ -120,6 +123,38 @@ def _load_weights(folder: str, name: str, policy: PolicyConfig) -> PreTrainedMod
         )
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _read_architecture(folder: str, name: str, policy: PolicyConfig) -> PreTrainedConfig:
+    """The model's configuration with the context that `policy` gives it; it is saved with the trained model."""
+    from transformers import AutoConfig
+
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
+    if policy.context_length is not None:
+        if not hasattr(config, CONTEXT):
+            raise ModelError(f"{name}: policy.context_length cannot be set, its config.json has no {CONTEXT}.")
+        config.max_position_embeddings = policy.context_length
+    if policy.rope_theta is not None:
+        rotary = getattr(config, "rope_parameters", None) or {}
+        if "rope_theta" not in rotary:
+            raise ModelError(f"{name}: policy.rope_theta cannot be set, its config.json has no single rope_theta.")
+        config.rope_parameters = {**rotary, "rope_theta": policy.rope_theta}
+    return config
+
+
+def check_context(model: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:
+    """Refuse to go beyond the positions that the model was made for: what it writes there is noise, or an index error.
+
+    Both numbers are the longest there may be. Raises ModelError with the remedies.
+    """
+    context = getattr(model.config, CONTEXT, None)
+    needed = prompt_tokens + completion_tokens
+    if context is not None and needed > context:
+        raise ModelError(
+            f"the model reads {context} tokens, but the longest prompt ({prompt_tokens}) and max_tokens "
+            f"({completion_tokens}) make {needed}. Lower rollout.max_tokens (or evaluation.max_tokens), or extend the "
+            f"context: policy.context_length={needed}, with a larger policy.rope_theta."
+        )
 
 
 def _check_folder(folder: str, policy: PolicyConfig) -> None:
@@ -171,6 +206,26 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     of_model = getattr(model.generation_config, "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+
+
+def _pad_id(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...], name: str
+) -> int:
+    """What fills up batches: the tokenizer's token if the model has an embedding for it.
+
+    A pad token that was added to the tokenizer alone is common and harmless, since padding is masked; any other token
+    without an embedding would fail in the middle of a run. Raises ModelError for such a token.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        beyond = [one for one, number in tokenizer.get_vocab().items() if number >= rows and one != tokenizer.pad_token]
+        if beyond:
+            raise ModelError(
+                f"{name}: the tokenizer has tokens for which the model has no embedding ({rows} rows), "
+                f"{beyond[0]!r} for one. They do not belong together, or the model was not resized."
+            )
+    pad = tokenizer.pad_token_id
+    return int(pad) if pad is not None and pad < rows else eos_ids[0]
 
 
 def _neighbours(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from luffy.policy import check_context
 from luffy.rollout.engine import Sampling
 from luffy.types import Completion
 
@@ -39,7 +40,8 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
-        """Draw n completions for each prompt; see `Engine.generate`."""
+        """Draw n completions for each prompt; see `Engine.generate`. Raises ModelError beyond the model's context."""
+        check_context(self.model, max(map(len, prompt_ids), default=0), sampling.max_tokens)
         was_training = self.model.training
         self.model.eval()
         try:

@@ -17,7 +17,7 @@ from luffy.data.prompts import format_in_use
 from luffy.errors import DataError, RunError
 from luffy.evaluation import Benchmark, EngineSampler, measure
 from luffy.files import write_folder_whole
-from luffy.policy import LoadedModel, load_model
+from luffy.policy import LoadedModel, check_context, load_model
 from luffy.reward.graders import Graders
 from luffy.rollout import Engine, TransformersEngine
 from luffy.training.card import model_card
@@ -154,6 +154,8 @@ class Run:
             logger.log(logging.WARNING if prepared.report.findings else logging.INFO, line)
         if not prepared.problems:
             raise DataError(f"{data.train}: no problem is left to train on.")
+        longest = max(len(problem.prompt_ids) for problem in prepared.problems)
+        check_context(self.loaded.model, longest, self.config.rollout.max_tokens)
         traces = [(problem, trace) for problem in prepared.problems for trace in problem.traces]
         if self.method.learns_from_traces and not traces:
             raise DataError(
