@@ -231,7 +231,13 @@ def run_script(tmp_path, **parts):
         text=True,
         env=environment,
         start_new_session=True,
+        preexec_fn=obey_interrupts,
     )
+
+
+def obey_interrupts():
+    """A shell starts what runs in its background with interrupts ignored; tests that send one must not inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("kind", ["own", "'python:functions_under_test:equal'"])
