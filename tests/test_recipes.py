@@ -142,5 +142,5 @@ def test_without_the_extension_the_papers_length_is_refused(tmp_path):
         "evaluation.benchmarks": [],
         "evaluation.watch": [],
     }
-    with pytest.raises(ModelError, match=r"reads 4096 tokens, .* Lower rollout.max_tokens .* policy.context_length="):
+    with pytest.raises(ModelError, match=r"reads 4096 tokens, .* Lower rollout.max_tokens, .* policy.context_length="):
         train(load_config(FOLDER / name, overrides))

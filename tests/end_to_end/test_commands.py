@@ -150,7 +150,11 @@ def files(tmp_path):
         (["train", RECIPE, "model={files}/fodler"], 1, "Did you mean 'folder'?"),
         (["eval", "{files}/folder", "--benchmark", "miniature/short"], 1, "config.json is missing"),
         (["eval", "miniature", "--benchmark", "miniature/sort"], 2, "Did you mean 'miniature/short'?"),
-        (["eval", "miniature", "--benchmark", "miniature/short@4"], 2, "temperature 0 makes all alike"),
+        (
+            ["eval", "miniature", "--benchmark", "miniature/short@4", "--set", "evaluation.temperature=0"],
+            2,
+            "temperature 0 makes all alike",
+        ),
         (["compare", RECIPE, "--methods", "luffy,stf"], 2, "unknown method 'stf'. Did you mean 'sft'?"),
         (["data", "show", "{files}/none.jsonl"], 1, "there is no such file"),
     ],
@@ -180,9 +184,13 @@ def test_another_configuration_in_the_same_folder(luffy, files):
     assert "holds a run of another configuration: seed differ (seed: 0 there, 3 here)" in stderr
 
 
-def test_evaluation_as_json(luffy):
-    stdout, _ = luffy("eval", "miniature", "--benchmark", "miniature/short", "--limit", "20", "--json")
-    result = json.loads(stdout)["evaluations"]["miniature/short"]["avg@1"]
+def test_evaluation_as_json(luffy, tmp_path):
+    stdout, _ = luffy(
+        "eval", "miniature", "--benchmark", "miniature/short", "--limit", "20", "--json", "--output", tmp_path,
+        "--set", "rollout.max_tokens=84",
+    )  # fmt: skip
+    (model,) = json.loads(stdout)["models"]
+    result = model["evaluations"]["miniature/short"]["avg@1"]
     assert set(result) == {"value", "low", "high", "n"}
     assert result["n"] == 20
     assert 0 <= result["low"] <= result["value"] <= result["high"] <= 1
@@ -191,7 +199,7 @@ def test_evaluation_as_json(luffy):
 def test_evaluation_of_a_file_with_several_samples(luffy, files):
     stdout, _ = luffy(
         "eval", "miniature", "-b", f"{files}/good.jsonl@3", "--set", "evaluation.temperature=1",
-        "--set", "rollout.max_tokens=8",
+        "--set", "rollout.max_tokens=8", "--output", files / "eval",
     )  # fmt: skip
     assert "avg@3" in stdout
 

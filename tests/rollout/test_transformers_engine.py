@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
+from luffy.errors import ModelError
 from luffy.policy import Scorer
 from luffy.rollout import Sampling, TransformersEngine, draw_tokens, keep_nucleus
 from tiny_models import VOCABULARY, build_model
@@ -167,3 +168,16 @@ def test_top_p_stays_inside_the_nucleus():
     inside = keep_nucleus(torch.softmax(logits, dim=0)[None].float(), 0.4)[0] > 0
     assert 1 <= int(inside.sum()) < VOCABULARY
     assert all(inside[one.token_ids[0]] for one in groups[0])
+
+
+def test_completions_end_where_the_context_does(model, caplog):
+    assert model.config.max_position_embeddings == 256
+    groups = engine(model, eos=()).generate([[1] * 240, [2]], 2, Sampling(20, seed=3))
+    assert {len(one.token_ids) for group in groups for one in group} == {16}
+    assert not any(one.finished for group in groups for one in group)
+    assert "the model reads 256 tokens and the longest prompt has 240: completions are cut off after 16" in caplog.text
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(model):
+    with pytest.raises(ModelError, match=r"a prompt has 256 tokens and the model reads 256.*policy.context_length"):
+        engine(model).generate([[1] * 256], 2, Sampling(20, seed=3))

@@ -322,7 +322,11 @@ def test_how_many_failures_stop_a_run(tmp_path, limit, failures, stops):
         def verify_all(self, pairs):
             return [Verdict(False, None, "timeout") if place < failures else Verdict(True, "1") for place in range(4)]
 
-    run = Run(small(tmp_path, **{"reward.max_failures": limit}), None, None, Pool(), None)
+    class Graders:
+        def pool(self):
+            return Pool()
+
+    run = Run(small(tmp_path, **{"reward.max_failures": limit}), None, None, (), Graders(), None)
     if stops:
         with pytest.raises(RunError, match=f"failed on {failures} of 4"):
             run.verify([("", "")] * 4)

@@ -177,11 +177,9 @@ class RowSource:
     # Columns
 
     def _parquet_rows(self, on_header: OnHeader) -> Iterator[RawRow]:
-        try:
-            import pyarrow as arrow
-            import pyarrow.parquet as parquet
-        except ImportError:
-            raise DataError(f"{self.name}: reading Parquet needs pyarrow: {INSTALL}") from None
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+
         with self.path.open("rb") as file:
             if not file.read(1):
                 return

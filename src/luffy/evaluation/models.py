@@ -22,7 +22,7 @@ from luffy.evaluation.samplers import EngineSampler, Sample, Sampler
 from luffy.evaluation.store import SampleStore, model_folder
 from luffy.reward.graders import Graders
 from luffy.reward.verifiers import RewardFunction
-from luffy.rollout import Sampling, TransformersEngine
+from luffy.rollout import Sampling
 from luffy.types import Problem
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ def open_sampler(model: str, config: Config) -> Sampler:
 
         return VllmSampler(model, config)
     from luffy.policy import load_model
+    from luffy.rollout import TransformersEngine
 
     loaded = load_model(model, config.policy)
     engine = TransformersEngine(
@@ -154,8 +155,10 @@ def settings_of(model: str, benchmark: Benchmark, config: Config) -> dict[str, A
         "max_tokens": evaluation.max_tokens or config.rollout.max_tokens,
         "template": config.data.template,
         "verifier": benchmark.kind or config.reward.kind,
-        "format": config.reward.format,
+        "format": [config.reward.format, config.data.thought_closing],
+        "threshold": config.reward.threshold,
         "dtype": policy.dtype,
+        "context": [policy.context_length, policy.rope_theta],
     }
 
 

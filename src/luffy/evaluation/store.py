@@ -1,14 +1,15 @@
 """The samples of an evaluation on disk, so that a killed one goes on and what a model said can be read later.
 
-    OUTPUT/MODEL/settings.json         what the samples depend on
-    OUTPUT/MODEL/BENCHMARK.parquet     a row a sample
-    OUTPUT/MODEL/BENCHMARK.parts/      the same while the evaluation is running, a file a chunk of problems
+    OUTPUT/MODEL/BENCHMARK-DIGEST.parquet     a row a sample
+    OUTPUT/MODEL/BENCHMARK-DIGEST.json        what they depend on: weights, problems, sampling, verifier
+    OUTPUT/MODEL/BENCHMARK-DIGEST.parts/      the same while the evaluation is running, a file a chunk of problems
 
-A file is there whole or not at all. Samples made under other settings are never mixed in: they are refused.
+A file is there whole or not at all. Samples made under other settings have other names and are never mixed in.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -17,11 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+
 from luffy.errors import RunError
 from luffy.evaluation.metrics import Record
 from luffy.files import write_whole
 
-INSTALL = "pip install 'luffy-rl[data]'"
 SAMPLE_KEYS = ("text", "correct", "finished", "tokens", "extracted", "failure")
 
 
@@ -34,36 +37,11 @@ class SampleStore:
     """The samples of one model on one benchmark."""
 
     def __init__(self, folder: Path, name: str, settings: dict[str, Any]) -> None:
-        """name: of the benchmark. settings: what its samples depend on; those of what is there must be the same.
-
-        Raises RunError naming the keys that differ, and where Parquet files cannot be written.
-        """
-        _parquet()
-        stem = name.replace("/", "-")
+        """name: of the benchmark. settings: everything that its samples depend on, in plain values."""
+        content = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
+        stem = f"{name.replace('/', '-')}-{hashlib.sha256(content).hexdigest()[:8]}"
         self.whole, self.parts = folder / f"{stem}.parquet", folder / f"{stem}.parts"
-        self.settings_path = folder / f"{stem}.json"
-        self._check(settings)
-
-    def _check(self, settings: dict[str, Any]) -> None:
-        settings = json.loads(json.dumps(settings))
-        if not self.settings_path.exists():
-            write_whole(self.settings_path, (json.dumps(settings, indent=2) + "\n").encode())
-            return
-        try:
-            known = json.loads(self.settings_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.settings_path}: cannot be read ({error}). Delete the folder to start anew."
-            ) from None
-        differing = [key for key in settings.keys() | known.keys() if settings.get(key) != known.get(key)]
-        if differing:
-            shown = ", ".join(
-                f"{key}: {_short(known.get(key))} there, {_short(settings.get(key))} now" for key in sorted(differing)
-            )
-            raise RunError(
-                f"{self.settings_path.parent} holds samples made under other settings ({shown}). Choose another "
-                f"--output or delete {self.whole.name} and {self.settings_path.name} there."
-            )
+        write_whole(folder / f"{stem}.json", content)
 
     def read(self) -> list[Record] | None:
         """All records, if the benchmark is finished."""
@@ -88,22 +66,7 @@ class SampleStore:
         return self.parts / f"{start:06d}.parquet"
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise RunError(f"keeping samples needs pyarrow: {INSTALL}. To keep none: --discard") from None
-    return parquet
-
-
 def _write(path: Path, records: Sequence[Record]) -> None:
-    import pyarrow as arrow
-
     rows = [
         {
             "id": record["id"],
@@ -119,7 +82,7 @@ def _write(path: Path, records: Sequence[Record]) -> None:
     names = ("id", "prompt", "answer", "sample", *SAMPLE_KEYS)
     schema = arrow.schema([(name, types.get(name, arrow.string())) for name in names])
     sink = arrow.BufferOutputStream()
-    _parquet().write_table(arrow.Table.from_pylist([_encodable(row) for row in rows], schema), sink, compression="zstd")
+    parquet.write_table(arrow.Table.from_pylist([_encodable(row) for row in rows], schema), sink, compression="zstd")
     write_whole(path, sink.getvalue().to_pybytes())
 
 
@@ -130,10 +93,8 @@ def _encodable(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> list[Record]:
-    import pyarrow as arrow
-
     try:
-        rows = _parquet().read_table(path).to_pylist()
+        rows = parquet.read_table(path).to_pylist()
     except (OSError, arrow.ArrowException) as error:
         raise RunError(f"{path}: cannot be read ({error}). Delete it to have it made anew.") from None
     records = []

@@ -142,18 +142,23 @@ def _read_architecture(folder: str, name: str, policy: PolicyConfig) -> PreTrain
     return config
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """The positions that the model was made for; None: it does not say."""
+    return getattr(model.config, CONTEXT, None)
+
+
 def check_context(model: PreTrainedModel, prompt_tokens: int, completion_tokens: int) -> None:
     """Refuse to go beyond the positions that the model was made for: what it writes there is noise, or an index error.
 
     Both numbers are the longest there may be. Raises ModelError with the remedies.
     """
-    context = getattr(model.config, CONTEXT, None)
+    context = context_of(model)
     needed = prompt_tokens + completion_tokens
     if context is not None and needed > context:
         raise ModelError(
-            f"the model reads {context} tokens, but the longest prompt ({prompt_tokens}) and max_tokens "
-            f"({completion_tokens}) make {needed}. Lower rollout.max_tokens (or evaluation.max_tokens), or extend the "
-            f"context: policy.context_length={needed}, with a larger policy.rope_theta."
+            f"the model reads {context} tokens, but the longest prompt ({prompt_tokens}) and rollout.max_tokens "
+            f"({completion_tokens}) make {needed}. Lower rollout.max_tokens, or extend the context: "
+            f"policy.context_length={needed}, with a larger policy.rope_theta."
         )
 
 
@@ -208,9 +213,7 @@ def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tupl
     return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
 
 
-def _pad_id(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...], name: str
-) -> int:
+def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...], name: str) -> int:
     """What fills up batches: the tokenizer's token if the model has an embedding for it.
 
     A pad token that was added to the tokenizer alone is common and harmless, since padding is masked; any other token

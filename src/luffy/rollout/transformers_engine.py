@@ -10,18 +10,23 @@ Decisions, and why:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from luffy.policy import check_context
+from luffy.errors import ModelError
+from luffy.policy import context_of
 from luffy.rollout.engine import Sampling
 from luffy.types import Completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 LEAVE_AT = 0.125  # rows leave the batch once this share of it has finished; each leaving copies the cache once
 
@@ -40,8 +45,12 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
-        """Draw n completions for each prompt; see `Engine.generate`. Raises ModelError beyond the model's context."""
-        check_context(self.model, max(map(len, prompt_ids), default=0), sampling.max_tokens)
+        """Draw n completions for each prompt; see `Engine.generate`.
+
+        A completion is cut off, too, where the longest prompt and it fill the model's context. Raises ModelError for a
+        prompt that leaves no room.
+        """
+        sampling = self._within_context(sampling, max(map(len, prompt_ids), default=0))
         was_training = self.model.training
         self.model.eval()
         try:
@@ -56,6 +65,26 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Nothing to free: the model belongs to the caller."""
+
+    def _within_context(self, sampling: Sampling, longest_prompt: int) -> Sampling:
+        context = context_of(self.model)
+        if context is None or longest_prompt + sampling.max_tokens <= context:
+            return sampling
+        if longest_prompt >= context:
+            raise ModelError(
+                f"a prompt has {longest_prompt} tokens and the model reads {context}, so there is no room for an "
+                "answer. Extend the context: policy.context_length=..., with a larger policy.rope_theta."
+            )
+        room = context - longest_prompt
+        logger.warning(
+            "max_tokens is %d, but the model reads %d tokens and the longest prompt has %d: completions are cut off "
+            "after %d.",
+            sampling.max_tokens,
+            context,
+            longest_prompt,
+            room,
+        )
+        return replace(sampling, max_tokens=room)
 
     def _generate_all(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
         groups: list[list[Completion]] = [[] for _ in prompt_ids]
