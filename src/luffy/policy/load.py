@@ -98,14 +98,15 @@ def pick_device(name: str) -> torch.device:
 
 def _load_weights(folder: str, name: str, policy: PolicyConfig) -> PreTrainedModel:
     """The model with all its weights from the folder. Raises ModelError."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=_read_architecture(folder, name, policy),
+            config=extend_context(config, name, policy),
             dtype=getattr(torch, policy.dtype),
             use_safetensors=None if policy.allow_pickle else True,
             trust_remote_code=policy.trust_remote_code,
@@ -125,11 +126,11 @@ def _load_weights(folder: str, name: str, policy: PolicyConfig) -> PreTrainedMod
     return loaded
 
 
-def _read_architecture(folder: str, name: str, policy: PolicyConfig) -> PreTrainedConfig:
-    """The model's configuration with the context that `policy` gives it; it is saved with the trained model."""
-    from transformers import AutoConfig
+def extend_context(config: PreTrainedConfig, name: str, policy: PolicyConfig) -> PreTrainedConfig:
+    """The model's configuration with the context that `policy` gives it; a trained model is saved with it.
 
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
+    Raises ModelError for a model whose configuration has no such thing.
+    """
     if policy.context_length is not None:
         if not hasattr(config, CONTEXT):
             raise ModelError(f"{name}: policy.context_length cannot be set, its config.json has no {CONTEXT}.")
