@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from rich.padding import Padding
 from rich.table import Column, Table
 
-from luffy.config import describe, load_config
+from luffy.config import Config, completion_format, describe, flatten, load_config, nearest, parse_override
 from luffy.errors import ConfigError, LuffyError
 
 application = typer.Typer(
@@ -36,11 +36,12 @@ STOPPED = 130  # exit status of a run that was asked to stop, as shells have it 
 messages = Console(stderr=True)
 results = Console()
 
-Recipe = Annotated[Path, typer.Argument(help="YAML file; `luffy config` lists its keys.")]
+Recipe = Annotated[Path, typer.Argument(help="YAML file, or config.yaml of a run; `luffy config` lists its keys.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys of the recipe: steps=50 data.train=my.jsonl"),
 ]
+FromRecipe = Annotated[Path | None, typer.Option(help="Take model, columns, limits and verifier from this recipe.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Methods = Annotated[str, typer.Option(help="Comma-separated; `luffy methods` lists them.")]
 
@@ -101,7 +102,6 @@ def compare(
     """
     from luffy.algorithm.methods import METHODS
     from luffy.comparison.runner import plan_comparison, run_comparison
-    from luffy.config import nearest
     from luffy.progress import ComparisonProgress
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -142,6 +142,9 @@ def evaluate(
         list[str] | None, typer.Option("--benchmark", "-b", help="NAME or DATA, with @k for k samples a problem.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N problems of each.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe, or config.yaml of a run: prompts, verifier, lengths as there.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration, e.g. reward.kind=math")
     ] = None,
@@ -160,14 +163,14 @@ def evaluate(
 
     [dim]luffy eval miniature --benchmark miniature/hard --benchmark miniature/short
     luffy eval runs/mine/model -b math500 -b aime24@32 --set data.template=think --set rollout.max_tokens=8192
-    luffy eval Qwen/Qwen2.5-Math-1.5B runs/mine/model -b test.csv@8 --set reward.kind=number[/]
+    luffy eval Qwen/Qwen2.5-Math-1.5B runs/mine/model -b test.csv@8 --recipe runs/mine/config.yaml[/]
 
     [dim]Several samples (@k) are drawn at evaluation.temperature=0.6 unless set; one is greedy.[/]
     """
     if listed or not benchmark:
         _print_benchmarks()
         raise typer.Exit(0 if listed else 2)
-    config = _evaluation_config(benchmark, settings or [], limit, source)
+    config = _evaluation_config(recipe, benchmark, settings or [], limit, source)
     from luffy.evaluation import compare_models
     from luffy.evaluation import evaluate as run_evaluation
     from luffy.progress import EvaluationProgress
@@ -200,15 +203,19 @@ def evaluate(
         results.print(f"Page: {page}", soft_wrap=True, highlight=False)
 
 
-def _evaluation_config(benchmark: list[str], settings: list[str], limit: int | None, source: str | None) -> Any:
+def _evaluation_config(
+    recipe: Path | None, benchmark: list[str], settings: list[str], limit: int | None, source: str | None
+) -> Any:
     sampled = any(name.rpartition("@")[2].isdecimal() and not name.endswith("@1") for name in benchmark if "@" in name)
+    greedy = recipe is None or load_config(recipe).evaluation.temperature == 0
     given = [
-        *(["evaluation.temperature=0.6"] if sampled else []),  # the paper's
+        *(["evaluation.temperature=0.6"] if sampled and greedy else []),  # the paper's
         f"evaluation.benchmarks={json.dumps(benchmark)}",
+        "evaluation.watch=[]",
         *([f"evaluation.limit={limit}"] if limit else []),
         *([f"evaluation.source={json.dumps(source)}"] if source else []),
     ]
-    return load_config(None, [*given, *settings])
+    return load_config(recipe, [*given, *settings])
 
 
 def _print_benchmarks() -> None:
@@ -292,8 +299,6 @@ def config(
     as_json: AsJson = False,
 ) -> None:
     """List every key of a recipe with its value and what it means."""
-    from luffy.config import flatten
-
     values = flatten(load_config(recipe, overrides or []))
     if as_json:
         _print_json(values)
@@ -350,7 +355,6 @@ def prepare_data(
     luffy data prepare openr1-math --model Qwen/Qwen2.5-Math-7B
     luffy data prepare reasoning-gym:chain_sum size=2000 min_terms=3 max_terms=6 --out sums.jsonl[/]
     """
-    from luffy.config import nearest, parse_override
     from luffy.data import prepare_public
     from luffy.progress import RowsProgress
 
@@ -406,7 +410,6 @@ def collect_data(
     from dataclasses import asdict
 
     from luffy.collection import Collector, TeacherSettings
-    from luffy.config import nearest
     from luffy.data import load_training_problems
     from luffy.progress import CollectionProgress
     from luffy.reward import VerifierPool
@@ -442,8 +445,10 @@ def check_data(
         str | None, typer.Option(help="Verifier that the traces are graded by: exact, number, math.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Count lengths in tokens of this model.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Take verifier, limits and columns from this recipe.")] = None,
-    closing: Annotated[str | None, typer.Option(help="Text that every trace must contain: '</think>'.")] = None,
+    recipe: FromRecipe = None,
+    closing: Annotated[
+        str | None, typer.Option(help="Text that every trace must contain: '</think>'; a recipe may ask for it, too.")
+    ] = None,
     benchmark: Annotated[
         list[str] | None, typer.Option("--benchmark", "-b", help="NAME or FILE that must not share problems with FILE.")
     ] = None,
@@ -469,13 +474,13 @@ def check_data(
         checked = check_file(
             file,
             kind=config.reward.kind,
-            tokenizer=_tokenizer(model) if model else None,
+            tokenizer=_tokenizer(model or config.model) if model or recipe else None,
             template=data.template,
             max_prompt_tokens=data.max_prompt_tokens if "max_prompt_tokens" in data.model_fields_set else None,
             max_completion_tokens=config.rollout.max_tokens
             if "max_tokens" in config.rollout.model_fields_set
             else None,
-            closing=closing,
+            closing=closing or _closing(config),
             benchmarks={
                 shown: load_benchmark(source, place=config.evaluation.source).problems for source, shown, _ in names
             },
@@ -496,6 +501,12 @@ def check_data(
     _write_fixed(checked, fix, data)
 
 
+def _closing(config: Config) -> str | None:
+    """The end marker that the prompt or the gate asks for."""
+    asked = config.reward.format == "closed_thought" or config.data.template == "think"
+    return config.data.thought_closing if asked else None
+
+
 def _write_fixed(checked: Any, path: Path, data: Any) -> None:
     from luffy.data import left_out_path, write_fixed
 
@@ -509,22 +520,24 @@ def _write_fixed(checked: Any, path: Path, data: Any) -> None:
 
 @data_commands.command("show")
 def show_data(
-    file: Annotated[str, typer.Argument(help="JSONL file of problems, or `miniature`.")],
-    model: Annotated[str, typer.Option(help="Whose tokenizer and chat template are used.")] = "miniature",
-    template: Annotated[str, typer.Option(help="auto, chat, think, qwen_math, simple or none.")] = "auto",
+    file: Annotated[str, typer.Argument(help="A file in any of the formats, a hub name, or `miniature`.")],
+    overrides: Overrides = None,
+    recipe: FromRecipe = None,
+    model: Annotated[str | None, typer.Option(help="Whose tokenizer and chat template are used.")] = None,
+    template: Annotated[str | None, typer.Option(help="auto, chat, think, qwen_math, simple or none.")] = None,
     count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 3,
 ) -> None:
     """Show problems as the model will see them: template applied, special tokens visible, trained part marked.
 
-    [dim]luffy data show problems.jsonl --model Qwen/Qwen2.5-Math-1.5B --template think[/]
+    [dim]luffy data show problems.jsonl --model Qwen/Qwen2.5-Math-1.5B --template think
+    luffy data show sheet.csv --recipe my.yaml[/]
     """
-    from luffy.config import completion_format
-
-    config = load_config(None, [f"data.train={file}", f"data.template={template}"])
+    chosen = [f"data.template={template}"] if template else []
+    config = load_config(recipe, [f"data.train={json.dumps(file)}", *(overrides or []), *chosen])
     from luffy.data import load_training_problems, show_problem
 
     source = load_training_problems(config.data)
-    tokenizer = _tokenizer(model)
+    tokenizer = _tokenizer(model or config.model)
     for problem in source.problems[:count]:
         results.print(show_problem(problem, tokenizer, config.data.template, completion_format(config)))
 

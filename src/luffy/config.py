@@ -307,8 +307,9 @@ def completion_format(config: Config) -> CompletionFormat:
 def load_config(path: str | Path | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
     """Read a recipe, apply the overrides, validate.
 
-    path: a YAML file, or None for the defaults. overrides: `dotted.key=value` strings, values in YAML syntax, or a
-    mapping of dotted keys to values. Raises ConfigError naming file, key and the nearest right name.
+    path: a YAML file, the config.yaml of a run folder, or None for the defaults. overrides: `dotted.key=value` strings,
+    values in YAML syntax, or a mapping of dotted keys to values. Raises ConfigError naming file, key and the nearest
+    right name.
     """
     where = str(path) if path is not None else "configuration"
     tree = _read_yaml(Path(path)) if path is not None else {}
@@ -405,7 +406,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got a {type(tree).__name__}.")
-    return tree
+    return tree["config"] if isinstance(tree.get("config"), dict) else tree  # the record in a run folder
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from luffy import cli
 from luffy.algorithm.methods import METHODS
+from luffy.config import load_config
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/miniature.yaml"
@@ -194,6 +195,62 @@ def test_evaluation_as_json(luffy, tmp_path):
     assert set(result) == {"value", "low", "high", "n"}
     assert result["n"] == 20
     assert 0 <= result["low"] <= result["value"] <= result["high"] <= 1
+
+
+@pytest.fixture
+def run_with_holdout(luffy, tmp_path):
+    """A run of one step on four sums, one of them kept out; its folder."""
+    rows = [f"Q{n}+5:,{n + 5},{n}+5={n + 5}#{n + 5}" for n in (17, 18, 19, 20)]
+    (tmp_path / "sheet.csv").write_text("\n".join(["question,gold,worked", *rows]) + "\n")
+    (tmp_path / "my.yaml").write_text(
+        f"model: miniature\noutput: {tmp_path}/run\nsteps: 1\nproblems_per_step: 2\n"
+        f"data:\n  train: {tmp_path}/sheet.csv\n  columns: {{prompt: question, answer: gold, traces: worked}}\n"
+        "  holdout: 1\nreward:\n  kind: number\nrollout:\n  max_tokens: 40\n"
+    )
+    luffy("train", tmp_path / "my.yaml")
+    return tmp_path / "run"
+
+
+def test_an_evaluation_takes_over_what_a_run_was_trained_with(luffy, run_with_holdout):
+    record, kept = run_with_holdout / "config.yaml", run_with_holdout.parent / "eval"
+    stdout, stderr = luffy(
+        "eval", run_with_holdout / "model", "--recipe", record, "-b", "holdout", "--json", "--output", kept
+    )
+    (model,) = json.loads(stdout)["models"]
+    assert model["evaluations"]["holdout"]["avg@1"]["n"] == 1
+    assert "WARNING" not in stderr  # neither of an overlap nor of other settings
+    (settings,) = kept.rglob("holdout-*.json")
+    settings = json.loads(settings.read_text())
+    assert (settings["verifier"], settings["max_tokens"]) == ("number", 40)
+
+
+def test_an_evaluation_unlike_the_training_is_warned_of(run_with_holdout):
+    from luffy.evaluation.models import trained_otherwise
+
+    model, record = str(run_with_holdout / "model"), run_with_holdout / "config.yaml"
+    warning = trained_otherwise(model, load_config(None, {"data.template": "none"}))
+    assert "reward.kind=exact (number in training)" in warning
+    assert "data.template=none (auto in training)" in warning
+    assert f"--recipe {record}" in warning
+    assert trained_otherwise(model, load_config(record)) is None
+    assert trained_otherwise("miniature", load_config()) is None
+
+
+def test_check_and_show_take_model_and_columns_from_a_recipe(luffy, run_with_holdout):
+    folder = run_with_holdout.parent
+    stdout, _ = luffy("data", "check", folder / "sheet.csv", "--recipe", folder / "my.yaml")
+    assert "none over the limit of 40" in stdout
+    stdout, _ = luffy("data", "show", folder / "sheet.csv", "--recipe", folder / "my.yaml")
+    assert "> 17+5=22#22<eos>" in stdout
+
+
+def test_a_run_can_be_repeated_from_its_own_record(luffy, run_with_holdout):
+    luffy("train", run_with_holdout / "config.yaml", f"output={run_with_holdout.parent}/again")
+    weights = [
+        (path / "model/model.safetensors").read_bytes()
+        for path in (run_with_holdout, run_with_holdout.parent / "again")
+    ]
+    assert weights[0] == weights[1]
 
 
 def test_evaluation_of_a_file_with_several_samples(luffy, files):

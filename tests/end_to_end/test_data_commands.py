@@ -38,15 +38,17 @@ def test_from_a_sheet_to_a_run_as_the_documentation_says(luffy, tmp_path):
     section = re.search(r"## In five minutes.*?\n## ", DOCS.read_text(), re.DOTALL)[0]
     sheet = re.search(r"\n\n((?:    .*\n)+)", section)[1]
     recipe = re.search(r"```yaml\n(.*?)```", section, re.DOTALL)[1]
-    commands = re.findall(r"^    luffy (data check .*|train .*)$", section, re.MULTILINE)
+    commands = re.findall(r"^    luffy (data .*|train .*|eval .*)$", section, re.MULTILINE)
     (tmp_path / "sheet.csv").write_text(textwrap.dedent(sheet))
     (tmp_path / "my.yaml").write_text(recipe)
-    assert len(commands) == 2
+    assert [command.split()[0] for command in commands] == ["data", "data", "train", "eval"]
     stdout, _ = luffy(*commands[0].split())
     assert "sheet.csv: 3 problems, 2 traces, 1 of the problems without a trace" in stdout
     assert stdout.strip().endswith("ok")
-    luffy(*commands[1].split())
+    for command in commands[1:]:
+        stdout, _ = luffy(*command.split())
     assert (tmp_path / "runs/mine/model/model.safetensors").is_file()
+    assert "avg@1" in stdout
 
 
 def test_prepare_then_check(luffy, tmp_path):

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from luffy.config import Config
-from luffy.data import load_problems, load_training_problems
+from luffy.config import Config, flatten, load_config
+from luffy.data import HOLDOUT, hold_out, load_problems, load_training_problems, parse_benchmark
 from luffy.errors import ConfigError, DataError
 from luffy.evaluation.benchmarks import Benchmark, load_benchmarks
 from luffy.evaluation.metrics import BenchmarkResult
@@ -28,6 +26,7 @@ from luffy.types import Problem
 logger = logging.getLogger(__name__)
 
 CHUNKS = {"transformers": 256, "vllm": 8192, "endpoint": 512}  # completions between two saves, by engine
+AS_IN_TRAINING = ("data.template", "data.thought_opening", "data.thought_closing", "reward.kind", "reward.format")
 SAMPLED_BYTES = 2**20  # at both ends of a weight file: training changes all of it
 
 OnProgress = Callable[[str, int, int, float], None]  # (benchmark, problems done, in all, accuracy so far)
@@ -68,8 +67,8 @@ def evaluate(
     each chunk. Raises LuffyError for a model, file or name that cannot be used.
     """
     config = config or Config()
-    sets = load_benchmarks(benchmarks, config)
-    for line in overlaps(model, sets, trained_on):
+    sets = load_benchmarks(benchmarks, config, _held_out(benchmarks, config))
+    for line in [*overlaps(model, sets, trained_on), *filter(None, [trained_otherwise(model, config)])]:
         logger.warning(line)
     results = {}
     sampler = ModelSampler(model, config)
@@ -125,20 +124,50 @@ def open_sampler(model: str, config: Config) -> Sampler:
     return EngineSampler(engine, loaded.tokenizer, config.data.template)
 
 
+def _held_out(benchmarks: Sequence[str], config: Config) -> dict[str, list[Problem]] | None:
+    """The problems that a run of this configuration keeps out of training, if they are asked for."""
+    asked = any(parse_benchmark(name)[0] == HOLDOUT for name in benchmarks)
+    if not asked or not config.data.holdout:
+        return None
+    return {HOLDOUT: hold_out(load_training_problems(config.data), config.data.holdout)[1]}
+
+
 def overlaps(model: str, benchmarks: Sequence[Benchmark], trained_on: str | None = None) -> list[str]:
     """Warnings of benchmarks that share problems with what the model was trained on, as far as that is known."""
     if trained_on is not None:
         return describe_overlap(benchmarks, load_problems(trained_on, on_bad_row="drop").problems, trained_on)
-    record = Path(model).parent / "config.yaml"  # the model of a run is RUN/model
-    if not record.is_file():
+    record = _record_of_run(model)
+    if record is None:
         return []
     try:
-        data = Config.model_validate(yaml.safe_load(record.read_text(encoding="utf-8"))["config"]).data
+        data = load_config(record).data
         source = load_training_problems(data.model_copy(update={"on_bad_row": "drop"}))
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, DataError, ConfigError) as error:
-        first_line = (str(error).splitlines() or [""])[0]
+        source = hold_out(source, data.holdout)[0] if data.holdout else source
+    except (DataError, ConfigError) as error:
+        first_line = str(error).splitlines()[0]
         return [f"{record}: cannot tell whether the benchmarks overlap with the training data ({first_line})"]
     return describe_overlap(benchmarks, source.problems, data.train)
+
+
+def trained_otherwise(model: str, config: Config) -> str | None:
+    """A warning where prompts or verifier are not those that the model of a run was trained with; else None."""
+    record = _record_of_run(model)
+    if record is None:
+        return None
+    try:
+        then, now = flatten(load_config(record)), flatten(config)
+    except ConfigError:
+        return None
+    different = [f"{key}={now[key]} ({then[key]} in training)" for key in AS_IN_TRAINING if then[key] != now[key]]
+    if not different:
+        return None
+    return f"{model} is evaluated with {', '.join(different)}. To take over what it was trained with: --recipe {record}"
+
+
+def _record_of_run(model: str) -> Path | None:
+    """The configuration of the run that has left this model in RUN/model."""
+    record = Path(model).parent / "config.yaml"
+    return record if record.is_file() else None
 
 
 def settings_of(model: str, benchmark: Benchmark, config: Config) -> dict[str, Any]:
