@@ -16,7 +16,7 @@ from luffy.config import RewardConfig
 from luffy.errors import ConfigError
 from luffy.formats import CompletionFormat
 from luffy.reward import VERIFIERS, Verdict, verify
-from luffy.reward.verifiers import SHOWN_CHARACTERS
+from luffy.reward.verifiers import SHOWN_CHARACTERS, verify_math
 
 
 def test_exact_compares_text():
@@ -66,6 +66,22 @@ def test_math_compares_as_mathematics(completion, answer, correct):
     verdict = verify("math", completion, answer)
     assert verdict.correct is correct
     assert verdict.failure is None
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "correct"),
+    [
+        ("2.88e-19", "1.325e-27", False),
+        ("2.88 \\times 10^{-19}", "2.88e-19", True),
+        ("10^{-8}", "10^{-9}", False),
+        ("-3e-9", "3e-9", False),
+        ("\\frac{1}{10000}", "0.0001", True),
+        ("0", "10^{-9}", False),
+        ("0.0", "0", True),
+    ],
+)
+def test_math_tells_small_numbers_apart(given, answer, correct):
+    assert verify_math(f"\\boxed{{{given}}}", answer).correct is correct
 
 
 def test_math_works_outside_the_main_thread():

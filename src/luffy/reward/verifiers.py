@@ -37,6 +37,7 @@ MATH_TAIL = 10_000  # characters at the end of a completion in which `math` look
 UNBOXED_TAIL = 2_000  # characters at its end in which math-verify looks for another answer, in more than linear time
 DEEPEST_MATH = 15  # brackets inside each other that `math` reads (the six benchmarks: 4); it takes exponential time
 LONGEST_MATH = 1_000  # characters of an answer that `math` reads; the longest in the six benchmarks has 210
+SMALL, SMALL_TOLERANCE = 1e-3, 1e-3  # numbers below it are compared relatively, by `math`
 SHOWN_CHARACTERS = 200  # of an extracted answer that a verdict carries
 OUT_OF_MEMORY = "memory"  # the failure of a verification that took more than its worker may take
 SCORE_TOLERANCE = 1e-9  # below the threshold: scores are sums of floats
@@ -101,8 +102,23 @@ def verify_math(completion_text: str, answer: str) -> Verdict:
     if _depth(given) > DEEPEST_MATH:
         return Verdict(False, _shown(boxed[-1]) if boxed else None)
     found = parse(given, parsing_timeout=None)
-    correct = bool(found) and bool(equal(expected, found, timeout_seconds=None))
+    correct = bool(found) and bool(equal(expected, found, timeout_seconds=None)) and not _differ_below(expected, found)
     return Verdict(correct, _shown(next((item for item in reversed(found) if isinstance(item, str)), None)))
+
+
+def _differ_below(expected: list[Any], found: list[Any]) -> bool:
+    """Whether both are small numbers and not the same: math-verify rounds to six decimals and takes 1e-27 for 1e-19."""
+    one, other = _small_value(expected), _small_value(found)
+    return one is not None and other is not None and abs(one - other) > SMALL_TOLERANCE * max(abs(one), abs(other))
+
+
+def _small_value(parsed: list[Any]) -> float | None:
+    """The value of the first thing parsed, if it is a real number close to 0."""
+    first = parsed[0]
+    if not getattr(first, "is_number", False) or not getattr(first, "is_real", False):
+        return None
+    value = float(first)
+    return value if abs(value) < SMALL else None
 
 
 def _forms(answer: str) -> Iterator[str]:
