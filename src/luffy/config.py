@@ -210,7 +210,7 @@ class PolicyConfig(Section):
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the weights.")
     autocast: Literal["none", "bfloat16"] = Field("none", description="Type of matrix products during the update.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
-    token_budget: Count = Field(16384, description="Padded tokens a micro-batch of the update may hold.")
+    token_budget: Count = Field(4096, description="Tokens a micro-batch of the update may compute, padding counted.")
     chunk_elements: Count = Field(2**24, description="Logits (tokens x vocabulary) that may exist at once.")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     context_length: Count | None = Field(

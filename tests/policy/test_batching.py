@@ -3,25 +3,49 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luffy.policy import pad_rows, padding_fraction, split_by_budget
+from luffy.policy import pack_rows, pad_rows, padding_fraction, split_packed, split_padded
 
 
 @given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 2000))
-def test_micro_batches_partition_the_rows_within_the_budget(lengths, budget):
-    batches = split_by_budget(lengths, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+def test_padded_micro_batches_partition_the_rows_within_the_budget(lengths, budget):
+    batches = split_padded(lengths, budget)
+    assert sorted(index for batch in batches for index in batch.rows) == list(range(len(lengths)))
     for batch in batches:
-        padded = len(batch) * max(lengths[index] for index in batch)
-        assert padded <= budget or len(batch) == 1
-    longest = [max(lengths[index] for index in batch) for batch in batches]
+        longest = max(lengths[index] for index in batch.rows)
+        assert batch.computed == len(batch.rows) * longest
+        assert batch.padding == sum(longest - lengths[index] for index in batch.rows)
+        assert batch.computed <= budget or len(batch.rows) == 1
+    longest = [max(lengths[index] for index in batch.rows) for batch in batches]
     assert longest == sorted(longest, reverse=True)  # what needs most memory comes first
 
 
 def test_a_long_trace_does_not_pad_short_rollouts():
-    lengths = [60] * 7 + [600]
-    assert split_by_budget(lengths, 10_000) == [[7], [0, 1, 2, 3, 4, 5, 6]]
-    assert padding_fraction(lengths, [[7], list(range(7))]) == 0
-    assert padding_fraction(lengths, [list(range(8))]) == pytest.approx(1 - (7 * 60 + 600) / (8 * 600))
+    batches = split_padded([60] * 7 + [600], 10_000)
+    assert [batch.rows for batch in batches] == [[7], [0, 1, 2, 3, 4, 5, 6]]
+    assert padding_fraction(batches) == 0
+
+
+def test_the_padding_that_a_budget_leaves_is_measured():
+    batches = split_padded([60, 90, 100], 10_000)
+    assert padding_fraction(batches) == pytest.approx(1 - (60 + 90 + 100) / (3 * 100))
+    assert padding_fraction([]) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 300)), max_size=40), st.integers(1, 2000))
+def test_packed_micro_batches_partition_the_rows_within_the_budget(rows, budget):
+    prompts = [[kind] * (5 + kind) for kind, _ in rows]
+    completions = [[0] * length for _, length in rows]
+    batches = split_packed(prompts, completions, budget)
+    assert sorted(index for batch in batches for index in batch.rows) == list(range(len(rows)))
+    for batch in batches:
+        packed = pack_rows([prompts[i] for i in batch.rows], [completions[i] for i in batch.rows], torch.device("cpu"))
+        assert batch.computed == packed.input_ids.numel()
+        assert batch.computed <= budget or len(batch.rows) == 1
+
+
+def test_rows_of_a_prompt_come_together():
+    batches = split_packed([[1], [2], [1], [2]], [[0] * 10] * 4, 20)
+    assert [batch.rows for batch in batches] == [[0, 2], [1, 3]]  # a prompt of 1 and twice 9 tokens
 
 
 def test_padded_rows_by_hand():

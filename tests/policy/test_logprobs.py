@@ -125,6 +125,63 @@ def test_only_a_chunk_of_logits_exists_at_once(model):
     assert sum(sizes) == 2 * 8 * VOCABULARY  # each of the 8 tokens' logits once, and once more for the gradient
 
 
+def by_parts(scores, part):
+    """Some loss that is a sum over tokens, whose weights depend on the token."""
+    weights = torch.linspace(-1, 2, 8, dtype=scores.logprobs.dtype)[part]
+    return (weights * scores.logprobs.exp() + 0.3 * scores.entropy).sum()
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 3 * VOCABULARY, 10**9])
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_a_loss_taken_chunk_by_chunk_has_the_gradient_of_the_whole(model, chunk_elements, factor):
+    def gradients(loss):
+        model.zero_grad()
+        (factor * loss).backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    scorer = Scorer(model, pad_id=0, chunk_elements=chunk_elements)
+    plain_scores = scorer(PROMPTS, COMPLETIONS, entropy_gradient=True)
+    whole = by_parts(plain_scores, slice(0, 8))
+    scores = scorer(PROMPTS, COMPLETIONS, entropy_gradient=True, loss=by_parts)
+    torch.testing.assert_close(scores.loss, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scores.logprobs, plain_scores.logprobs.detach(), rtol=1e-12, atol=1e-12)
+    for one, other in zip(gradients(scores.loss), gradients(whole), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(scorer(PROMPTS, COMPLETIONS, loss=by_parts).loss, whole)
+
+
+def test_a_loss_taken_at_once_computes_each_logit_once(model):
+    sizes = []
+    model.get_output_embeddings().register_forward_hook(lambda module, given, output: sizes.append(output.numel()))
+    scorer = Scorer(model, pad_id=0, chunk_elements=2 * VOCABULARY)
+    scorer.paths  # noqa: B018, the first use compares with the model
+    sizes.clear()
+    scorer(PROMPTS, COMPLETIONS, loss=by_parts).loss.backward()
+    assert max(sizes) == 2 * VOCABULARY
+    assert sum(sizes) == 8 * VOCABULARY
+
+
+def test_scores_and_their_gradients_against_finite_differences():
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 6, 3, 3, 1])
+
+    def both(states):
+        scores = score_hidden_states(states, targets, lambda one: one, chunk_tokens=5, entropy_gradient=True)
+        return scores.logprobs, scores.entropy
+
+    assert torch.autograd.gradcheck(both, (hidden,))
+
+
+def test_logits_far_apart_give_finite_scores_and_gradients():
+    hidden = torch.tensor([[1e4, -1e4, 0.0], [-300.0, 0.0, 300.0]], requires_grad=True)
+    scores = score_hidden_states(hidden, torch.tensor([1, 0]), lambda one: one, chunk_tokens=9, entropy_gradient=True)
+    assert scores.logprobs.tolist() == [-2e4, -600.0]
+    (scores.logprobs.sum() + scores.entropy.sum()).backward()
+    assert hidden.grad.isfinite().all()
+
+
 def test_score_hidden_states_by_hand():
     hidden = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
     scores = score_hidden_states(hidden, torch.tensor([0, 0]), lambda states: states, chunk_tokens=1)

@@ -10,7 +10,7 @@ import torch
 from luffy import RunError, load_config
 from luffy.algorithm import METHODS
 from luffy.config import known_keys
-from luffy.policy import LoadedModel
+from luffy.policy import LoadedModel, MicroBatch, Scorer
 from luffy.policy.load import disable_dropout
 from luffy.training.groups import assign_advantages
 from luffy.training.learner import Learner
@@ -84,10 +84,11 @@ def as_supervised(groups):
 @pytest.mark.parametrize("method", METHODS)
 def test_micro_batches_do_not_change_the_weights(method, monkeypatch):
     def weights(pieces):
-        def split(lengths, budget):
-            return [batch for batch in (list(range(piece, len(lengths), pieces)) for piece in range(pieces)) if batch]
+        def split(self, prompts, completions, budget):
+            batches = (list(range(piece, len(prompts), pieces)) for piece in range(pieces))
+            return [MicroBatch(batch, 1, 0) for batch in batches if batch]
 
-        monkeypatch.setattr("luffy.training.learner.split_by_budget", split)
+        monkeypatch.setattr(Scorer, "micro_batches", split)
         groups = as_supervised(build_groups()) if METHODS[method].phases == ("sft",) else None
         return train_steps(build_learner(method), groups)
 

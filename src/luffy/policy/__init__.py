@@ -1,6 +1,7 @@
 """The policy: load a model, score tokens, cut rows into micro-batches."""
 
-from luffy.policy.batching import PaddedRows, pad_rows, padding_fraction, split_by_budget
+from luffy.policy.attention import AttentionPlan, no_mask, plan_attention
+from luffy.policy.batching import MicroBatch, PaddedRows, pad_rows, padding_fraction, split_packed, split_padded
 from luffy.policy.load import (
     LoadedModel,
     check_context,
@@ -11,10 +12,16 @@ from luffy.policy.load import (
     model_folder,
     pick_device,
 )
-from luffy.policy.logprobs import Scorer, TokenScores, output_head, score_hidden_states
+from luffy.policy.logprobs import Loss, TokenScores, output_head, score_hidden_states
+from luffy.policy.packing import PackedRows, pack_rows
+from luffy.policy.scorer import Scorer
 
 __all__ = [
+    "AttentionPlan",
     "LoadedModel",
+    "Loss",
+    "MicroBatch",
+    "PackedRows",
     "PaddedRows",
     "Scorer",
     "TokenScores",
@@ -24,10 +31,14 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "model_folder",
+    "no_mask",
     "output_head",
+    "pack_rows",
     "pad_rows",
     "padding_fraction",
     "pick_device",
+    "plan_attention",
     "score_hidden_states",
-    "split_by_budget",
+    "split_packed",
+    "split_padded",
 ]

@@ -1,7 +1,8 @@
-"""Rows of uneven length into micro-batches, without much padding.
+"""Rows of uneven length into micro-batches.
 
 A group mixes one long trace with short rollouts; padded to the longest, most of an update would be spent on nothing.
-So rows are sorted by length and cut into micro-batches that hold at most a budget of padded tokens.
+Packed rows need no padding, and a prompt's rows belong together, so that it is computed once. Where a model cannot take
+packed rows, rows are sorted by length and cut into micro-batches that hold at most a budget of padded tokens.
 """
 
 from __future__ import annotations
@@ -13,8 +14,43 @@ import torch
 from torch import Tensor
 
 
-def split_by_budget(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Partition row indices into micro-batches of at most `token_budget` padded tokens.
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows that are scored together."""
+
+    rows: list[int]  # their indices
+    computed: int  # tokens that the forward pass computes
+    padding: int  # of them, how many are padding
+
+
+def split_packed(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], token_budget: int
+) -> list[MicroBatch]:
+    """Partition rows into micro-batches of at most `token_budget` packed tokens (see `luffy.policy.packing`).
+
+    Rows with the same prompt follow each other. A row longer than the budget gets a micro-batch of its own.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt), []).append(row)
+    batches: list[list[int]] = []
+    sizes: list[int] = []
+    for prompt, members in groups.items():
+        begun = False  # whether the newest micro-batch has this prompt
+        for row in members:
+            more = len(completions[row]) - 1
+            if batches and sizes[-1] + more + len(prompt) * (not begun) <= token_budget:
+                batches[-1].append(row)
+                sizes[-1] += more + len(prompt) * (not begun)
+            else:
+                batches.append([row])
+                sizes.append(more + len(prompt))
+            begun = True
+    return [MicroBatch(rows, size, 0) for rows, size in zip(batches, sizes, strict=True)]
+
+
+def split_padded(lengths: Sequence[int], token_budget: int) -> list[MicroBatch]:
+    """Partition rows into micro-batches of at most `token_budget` padded tokens.
 
     Rows are taken from the longest to the shortest, so that a budget that is too large for the memory fails in the
     first micro-batch and not hours later. A row longer than the budget gets a micro-batch of its own. A micro-batch
@@ -29,13 +65,17 @@ def split_by_budget(lengths: Sequence[int], token_budget: int) -> list[list[int]
             batches[-1].append(index)
         else:
             batches.append([index])
-    return batches
+    sizes = [len(batch) * lengths[batch[0]] for batch in batches]
+    return [
+        MicroBatch(batch, size, size - sum(lengths[index] for index in batch))
+        for batch, size in zip(batches, sizes, strict=True)
+    ]
 
 
-def padding_fraction(lengths: Sequence[int], batches: Sequence[Sequence[int]]) -> float:
+def padding_fraction(batches: Sequence[MicroBatch]) -> float:
     """Share of the tokens computed in these micro-batches that are padding."""
-    computed = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches if batch)
-    return 1 - sum(lengths[index] for batch in batches for index in batch) / computed if computed else 0.0
+    computed = sum(batch.computed for batch in batches)
+    return sum(batch.padding for batch in batches) / computed if computed else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,24 @@
 """Log-probabilities of completion tokens, and the entropy beside them, without the whole logits.
 
 Logits are [tokens, vocabulary]: 4,096 tokens of a 150,000-token vocabulary are 2.4 GB in float32, and softmax and
-backward multiply that. Here the last hidden states are cut into chunks of tokens; each chunk's logits exist only
-while it is computed and are computed again in the backward pass.
+backward multiply that. Here the last hidden states are cut into chunks of tokens, and a chunk's logits exist only while
+it is computed. Given the loss as a function of a chunk's scores, its gradient is taken at once; otherwise the logits
+are computed again in the backward pass.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from luffy.policy.batching import PaddedRows, pad_rows
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
 
 Head = Callable[[Tensor], Tensor]  # hidden states [tokens, width] -> logits [tokens, vocabulary]
 
@@ -31,8 +27,12 @@ Head = Callable[[Tensor], Tensor]  # hidden states [tokens, width] -> logits [to
 class TokenScores:
     """What the policy says of completion tokens; the rows' completions one after the other."""
 
-    logprobs: Tensor  # [tokens], natural logarithm, differentiable
+    logprobs: Tensor  # [tokens], natural logarithm; differentiable, unless a loss was given
     entropy: Tensor  # [tokens], nats; differentiable only if asked for
+    loss: Tensor | None = None  # scalar, differentiable: the sum over chunks, where a loss was given
+
+
+Loss = Callable[[TokenScores, slice], Tensor]  # scores of some tokens, and which tokens those are -> scalar
 
 
 def score_hidden_states(
@@ -43,114 +43,115 @@ def score_hidden_states(
     temperature: float = 1.0,
     chunk_tokens: int,
     entropy_gradient: bool = False,
+    loss: Loss | None = None,
+    head_parameters: Sequence[Tensor] = (),
 ) -> TokenScores:
     """Log-probability of each target and entropy of each distribution, chunk by chunk.
 
     hidden: [tokens, width], the states that predict the targets. targets: [tokens]. head: hidden states to logits.
     chunk_tokens: how many tokens' logits may exist at once; it does not change the result.
+    loss: a function whose sum over the chunks is wanted; its gradient with respect to hidden and `head_parameters`,
+    the parameters that `head` uses, is computed here, so that no logits need be computed twice. The scores then carry
+    no gradient of their own.
     """
 
     def score(part: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(part).float() if part.dtype != torch.float64 else head(part)
+        logits = head(part)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         if temperature != 1.0:
             logits = logits / temperature
-        log_total = torch.logsumexp(logits, dim=-1)
-        logprob = logits.gather(-1, target[:, None]).squeeze(-1) - log_total
-        with nullcontext() if entropy_gradient else torch.no_grad():
-            expected = torch.linalg.vecdot(torch.exp(logits - log_total[:, None]), logits)
-            entropy = log_total - expected
-        return logprob, entropy
+        logprob, entropy = _Scores.apply(logits, target)  # type: ignore[no-untyped-call]
+        return logprob, entropy if entropy_gradient else entropy.detach()
 
-    recompute = torch.is_grad_enabled() and hidden.shape[0] > chunk_tokens
-    parts = [
-        checkpoint(score, part, target, use_reentrant=False, preserve_rng_state=False)
+    tokens = hidden.shape[0]
+    bounds = list(pairwise([*range(0, tokens, chunk_tokens), tokens]))
+    parts = [slice(begin, end) for begin, end in bounds]
+    if loss is not None and torch.is_grad_enabled():
+        total, logprobs, entropy = _LossOfChunks.apply(  # type: ignore[no-untyped-call]
+            hidden, targets, score, loss, parts, *head_parameters
+        )
+        return TokenScores(logprobs, entropy, total)
+    recompute = torch.is_grad_enabled() and len(parts) > 1
+    scores = [
+        checkpoint(score, hidden[part], targets[part], use_reentrant=False, preserve_rng_state=False)
         if recompute
-        else score(part, target)
-        for part, target in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+        else score(hidden[part], targets[part])
+        for part in parts
     ]
-    logprobs, entropies = zip(*parts, strict=True)
-    return TokenScores(torch.cat(logprobs), torch.cat(entropies))
+    logprobs, entropies = (torch.cat(one) for one in zip(*scores, strict=True))
+    whole = TokenScores(logprobs, entropies)
+    return whole if loss is None else TokenScores(logprobs, entropies, loss(whole, slice(0, tokens)))
 
 
-class Scorer(torch.nn.Module):
-    """Scores completions under a model: one forward pass, the head applied to completion tokens only.
+class _Scores(torch.autograd.Function):
+    """Log-prob of the target and entropy, [tokens] each, of logits [tokens, vocabulary], with few buffers of that size.
 
-    A module, so that the wrappers of multi-process training see one forward pass.
-
-    Uses the model's body and output head apart. Some architectures do more between the two than their configuration
-    says; so the first use compares with the model's own logits and, where they differ, the plain path is taken from
-    then on, which needs more memory; that is said once.
+    d logprob / d logits = onehot - p;   d entropy / d logits = -p (log p + entropy)
     """
 
-    def __init__(self, model: PreTrainedModel, *, pad_id: int, chunk_elements: int, autocast: str = "none") -> None:
-        """chunk_elements: logits (tokens x vocabulary) at once. autocast: `bfloat16` for matrix products in it."""
-        super().__init__()
-        self.model = model
-        self.pad_id = pad_id
-        self.chunk_tokens = max(1, chunk_elements // _vocabulary(model))
-        self.autocast = autocast
-        self._split: bool | None = None
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        shifted = logits - logits.amax(dim=-1, keepdim=True)
+        probabilities = shifted.exp()
+        total = probabilities.sum(dim=-1)
+        probabilities.div_(total[:, None])
+        log_total = total.log()
+        entropy = log_total - torch.linalg.vecdot(probabilities, shifted)
+        logprobs = shifted.gather(-1, targets[:, None]).squeeze(-1) - log_total
+        ctx.save_for_backward(probabilities, targets, entropy)
+        return logprobs, entropy
 
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        of_logprobs, of_entropy = gradients
+        probabilities, targets, entropy = ctx.saved_tensors
+        gradient = probabilities * -of_logprobs[:, None]
+        if bool(of_entropy.any()):
+            surprise = torch.xlogy(probabilities, probabilities).addcmul_(probabilities, entropy[:, None])
+            gradient.addcmul_(surprise, of_entropy[:, None], value=-1)
+        gradient.scatter_add_(-1, targets[:, None], of_logprobs[:, None])
+        return gradient, None
+
+
+class _LossOfChunks(torch.autograd.Function):
+    """The loss summed over chunks of tokens; each chunk's gradient is taken while its logits exist."""
+
+    @staticmethod
     def forward(
-        self,
-        prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[int]],
-        *,
-        temperature: float = 1.0,
-        entropy_gradient: bool = False,
-    ) -> TokenScores:
-        """Score every completion token given its prompt and the completion before it.
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        score: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        loss: Loss,
+        parts: Sequence[slice],
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        of_hidden = torch.empty_like(hidden)
+        of_parameters: list[Tensor] = []
+        losses, logprobs, entropies = [], [], []
+        for part in parts:
+            with torch.enable_grad():
+                states = hidden[part].detach().requires_grad_()
+                scores = TokenScores(*score(states, targets[part]))
+                one = loss(scores, part)
+            of_states, *of_head = torch.autograd.grad(one, (states, *parameters))
+            of_hidden[part] = of_states
+            for sum_, one_more in zip(of_parameters, of_head, strict=False):
+                sum_.add_(one_more)
+            of_parameters = of_parameters or list(of_head)
+            losses.append(one.detach())
+            logprobs.append(scores.logprobs.detach())
+            entropies.append(scores.entropy.detach())
+        ctx.save_for_backward(of_hidden, *of_parameters)
+        results = torch.stack(losses).sum(), torch.cat(logprobs), torch.cat(entropies)
+        ctx.mark_non_differentiable(*results[1:])
+        return results
 
-        prompts, completions: token ids, [rows] of uneven length. temperature: of the policy that is scored.
-        Returns scores [sum of completion lengths], row by row.
-        """
-        rows = pad_rows(prompts, completions, self.pad_id, self.model.device)
-        precision = (
-            torch.autocast(self.model.device.type, torch.bfloat16) if self.autocast == "bfloat16" else nullcontext()
-        )
-        with precision:
-            if self._split is None:
-                self._split = self._body_and_head_agree(rows)
-            hidden, head = self._hidden(rows) if self._split else (self._logits(rows), _identity)
-            targets = rows.input_ids[:, 1:][rows.completion_mask]
-            return score_hidden_states(
-                hidden,
-                targets,
-                head,
-                temperature=temperature,
-                chunk_tokens=self.chunk_tokens,
-                entropy_gradient=entropy_gradient,
-            )
-
-    def _hidden(self, rows: PaddedRows) -> tuple[Tensor, Head]:
-        body = self.model.get_decoder()
-        states = body(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).last_hidden_state
-        return states[:, :-1][rows.completion_mask], output_head(self.model)
-
-    def _logits(self, rows: PaddedRows) -> Tensor:
-        logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
-        selected: Tensor = logits[:, :-1][rows.completion_mask]
-        return selected
-
-    @torch.no_grad()
-    def _body_and_head_agree(self, rows: PaddedRows) -> bool:
-        """Compare body + head with the model's own logits on one short row."""
-        length = min(int(rows.attention_mask[0].sum()), 64)
-        probe = PaddedRows(
-            rows.input_ids[:1, :length],
-            rows.attention_mask[:1, :length],
-            torch.ones(1, length - 1, dtype=torch.bool, device=rows.input_ids.device),
-        )
-        try:
-            hidden, head = self._hidden(probe)
-            logits = self._logits(probe).float()
-            agree = bool((head(hidden).float() - logits).abs().max() <= 1e-2 * logits.abs().max())
-        except (AttributeError, TypeError, RuntimeError) as error:
-            logger.debug("body and head cannot be used apart: %s", error)
-            agree = False
-        if not agree:
-            logger.warning("%s: logits are computed whole, which needs more memory.", type(self.model).__name__)
-        return agree
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        factor = gradients[0]
+        of_hidden, *of_parameters = (saved if bool(factor == 1) else saved * factor for saved in ctx.saved_tensors)
+        return (of_hidden, None, None, None, None, *of_parameters)
 
 
 def output_head(model: PreTrainedModel) -> Head:
@@ -170,11 +171,3 @@ def output_head(model: PreTrainedModel) -> Head:
         return cap * torch.tanh(logits / cap) if cap else logits
 
     return head
-
-
-def _identity(logits: Tensor) -> Tensor:
-    return logits
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().vocab_size)

@@ -23,7 +23,7 @@ from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss, token_
 from luffy.algorithm.loss import Normalization
 from luffy.config import Config
 from luffy.errors import RunError
-from luffy.policy import LoadedModel, Scorer, TokenScores, padding_fraction, split_by_budget
+from luffy.policy import LoadedModel, Loss, MicroBatch, Scorer, TokenScores, padding_fraction
 from luffy.training.schedule import learning_rate
 from luffy.types import Group, Rollout
 
@@ -149,19 +149,22 @@ class Learner:
         """One optimizer step on all rows, in micro-batches. Returns sums over its tokens."""
         self.policy.train(self.config.policy.gradient_checkpointing)
         totals: dict[str, float] = defaultdict(float)
-        lengths = [row.length for row in rows]
-        micro_batches = split_by_budget(lengths, self.config.policy.token_budget)
-        for indices in micro_batches:
-            loss, stats = self._loss([rows[index] for index in indices])
+        micro_batches = self._micro_batches(rows)
+        for batch in micro_batches:
+            loss, stats = self._loss([rows[index] for index in batch.rows])
             self.accelerator.backward(loss)
             totals["loss"] += loss.item()
             for name, value in stats.items():
                 totals[name] += value
-        self.tokens_trained += sum(lengths)
+        self.tokens_trained += sum(row.length for row in rows)
         self.policy.eval()
         applied = self._apply_gradient(step, totals["loss"])
         measured = {} if applied["skipped"] else totals  # nothing that is not finite gets into the metrics
-        return {**measured, **applied, "padding_fraction": padding_fraction(lengths, micro_batches)}
+        return {**measured, **applied, "padding_fraction": padding_fraction(micro_batches)}
+
+    def _micro_batches(self, rows: Sequence[Row]) -> list[MicroBatch]:
+        prompts, completions = _texts(rows)
+        return self.scorer.micro_batches(prompts, completions, self.config.policy.token_budget) if rows else []
 
     def _apply_gradient(self, step: int, loss: float) -> dict[str, float]:
         settings = self.config.optimizer
@@ -192,18 +195,33 @@ class Learner:
     # -- the loss of a micro-batch
 
     def _loss(self, rows: Sequence[Row]) -> tuple[Tensor, dict[str, float]]:
-        scores = self._score(rows)
-        supervised = _per_token(rows, [row.supervised for row in rows], scores.logprobs).bool()
-        off_policy = _per_token(rows, [row.rollout.off_policy for row in rows], scores.logprobs).bool()
-        weights = _per_token(rows, [row.weight for row in rows], scores.logprobs)
-        old, importance = self._behavior(rows, scores.logprobs.detach(), off_policy)
+        """The loss, and sums over its tokens. It is computed chunk by chunk: it is a sum over tokens."""
+        table = _table(rows, self.policy.device)
+        reference = self._reference_logprobs(rows)
+        totals: dict[str, float] = defaultdict(float)
+
+        def loss_of_chunk(scores: TokenScores, part: slice) -> Tensor:
+            chunk = table.part(part)
+            loss, stats = self._chunk_loss(scores, chunk, None if reference is None else reference[part])
+            for name, value in (stats | _observed(chunk, scores.logprobs.detach())).items():
+                totals[name] += value
+            return loss
+
+        loss = self._score(rows, loss=loss_of_chunk).loss
+        assert loss is not None
+        return loss, totals
+
+    def _chunk_loss(
+        self, scores: TokenScores, chunk: TokenTable, reference: Tensor | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        old, importance = self._behavior(chunk, scores.logprobs.detach())
         objective = self.config.objective
         loss, stats = policy_loss(
             scores.logprobs,
-            old,
-            _per_token(rows, [row.advantage for row in rows], scores.logprobs),
-            off_policy,
-            ~supervised,
+            old.to(scores.logprobs),
+            chunk.advantage.to(scores.logprobs),
+            chunk.off_policy,
+            ~chunk.supervised,
             shaping=objective.shaping or self.method.shaping,
             sampled_shaping=self.method.sampled_shaping,
             gamma=objective.gamma,
@@ -211,51 +229,58 @@ class Learner:
             clip_range=objective.clip_range if self.method.clip else None,
             normalization=objective.normalization,
             max_length=self.config.rollout.max_tokens,
-            weights=weights,
+            weights=chunk.weight.to(scores.logprobs),
             entropy=scores.entropy if objective.entropy_coefficient else None,
             entropy_coefficient=objective.entropy_coefficient,
-            reference_logprobs=self._reference_logprobs(rows),
+            reference_logprobs=reference,
             kl_coefficient=objective.kl_coefficient,
             importance_weights=importance,
         )
-        if supervised.any():
-            loss = loss + supervised_loss(scores.logprobs, supervised, weights=weights)
-        return loss, stats | self._observed(rows, scores.logprobs.detach(), off_policy)
+        if chunk.supervised.any():
+            loss = loss + supervised_loss(scores.logprobs, chunk.supervised, weights=chunk.weight.to(scores.logprobs))
+        return loss, stats
 
-    def _score(self, rows: Sequence[Row], scorer: Any = None, *, entropy_gradient: bool | None = None) -> TokenScores:
+    def _score(
+        self,
+        rows: Sequence[Row],
+        scorer: Any = None,
+        *,
+        entropy_gradient: bool | None = None,
+        loss: Loss | None = None,
+    ) -> TokenScores:
         wanted = self.config.objective.entropy_coefficient > 0 if entropy_gradient is None else entropy_gradient
         scores: TokenScores = (scorer or self.module)(
-            [row.rollout.prompt_ids for row in rows],
-            [row.rollout.completion_ids for row in rows],
+            *_texts(rows),
             temperature=1.0 if self.phase == "sft" else self.config.rollout.temperature,
             entropy_gradient=wanted,
+            loss=loss,
         )
         return scores
 
-    def _behavior(self, rows: Sequence[Row], current: Tensor, off_policy: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _behavior(self, chunk: TokenTable, current: Tensor) -> tuple[Tensor, Tensor | None]:
         """Log-probs [tokens] of the policy that wrote each token, and truncated importance weights if asked for.
 
         With one update a batch, the sampling policy is the current one: its log-probs are the detached current ones,
         free of the engine's rounding. With several, those of the engine, or of a pass before the first update.
         """
-        engine = _engine_logprobs(rows, current)
+        engine = chunk.engine.to(current)
         cap = self.config.objective.importance_cap
         if self.config.updates_per_step == 1:
             sampled = current
-        elif cap is not None:
-            sampled = torch.cat([row.old_logprobs for row in rows if row.old_logprobs is not None]).to(current)
+        elif chunk.old is not None:
+            sampled = chunk.old.to(current)
         else:
             sampled = engine
         weights = None if cap is None else truncated_importance_weights(sampled, engine, cap)
-        return torch.where(off_policy, engine, sampled), weights
+        return torch.where(chunk.off_policy, engine, sampled), weights
 
     @torch.no_grad()
     def _remember_old_logprobs(self, rows: Sequence[Row]) -> None:
         """One pass before the first of several updates, where truncated importance sampling needs it."""
         if self.config.objective.importance_cap is None:
             return
-        for indices in split_by_budget([row.length for row in rows], self.config.policy.token_budget):
-            batch = [rows[index] for index in indices]
+        for micro_batch in self._micro_batches(rows):
+            batch = [rows[index] for index in micro_batch.rows]
             logprobs = self._score(batch, entropy_gradient=False).logprobs
             parts = logprobs.split([len(row.rollout.completion_ids) for row in batch])
             for row, part in zip(batch, parts, strict=True):
@@ -266,18 +291,6 @@ class Learner:
         if self.reference is None:
             return None
         return self._score(rows, self.reference, entropy_gradient=False).logprobs
-
-    @staticmethod
-    def _observed(rows: Sequence[Row], current: Tensor, off_policy: Tensor) -> dict[str, float]:
-        """Sums over tokens that the metrics are made of, beside those of the loss."""
-        engine = _engine_logprobs(rows, current)
-        gap = (current - engine).abs()[~off_policy]
-        return {
-            "observed_sampled_tokens": float(gap.numel()),
-            "engine_gap": float(gap.sum()),
-            "observed_trace_tokens": float(off_policy.sum()),
-            "trace_probability_seen": float(current[off_policy].exp().sum()),
-        }
 
     # -- construction
 
@@ -294,15 +307,63 @@ class Learner:
         return self._scorer(replace(loaded, model=frozen))
 
 
-def _per_token(rows: Sequence[Row], values: Sequence[float], like: Tensor) -> Tensor:
-    """Repeat a value of each row over its completion's tokens. [tokens]."""
+def _texts(rows: Sequence[Row]) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Prompts and completions."""
+    return [row.rollout.prompt_ids for row in rows], [row.rollout.completion_ids for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    """What is known of each completion token before it is scored. All [tokens], the rows one after the other."""
+
+    advantage: Tensor
+    weight: Tensor  # 1/Z
+    off_policy: Tensor  # bool
+    supervised: Tensor  # bool
+    engine: Tensor  # log-prob of the policy that wrote it, as recorded
+    old: Tensor | None  # log-prob before the first of several updates
+
+    def part(self, part: slice) -> TokenTable:
+        """Some of the tokens."""
+        old = None if self.old is None else self.old[part]
+        return TokenTable(
+            self.advantage[part],
+            self.weight[part],
+            self.off_policy[part],
+            self.supervised[part],
+            self.engine[part],
+            old,
+        )
+
+
+def _table(rows: Sequence[Row], device: torch.device) -> TokenTable:
     lengths = torch.tensor([len(row.rollout.completion_ids) for row in rows])
-    return torch.tensor(values, dtype=like.dtype).repeat_interleave(lengths).to(like.device)
+
+    def per_token(values: Sequence[float], dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(lengths).to(device)
+
+    remembered = [row.old_logprobs for row in rows if row.old_logprobs is not None]
+    return TokenTable(
+        advantage=per_token([row.advantage for row in rows]),
+        weight=per_token([row.weight for row in rows]),
+        off_policy=per_token([row.rollout.off_policy for row in rows], torch.bool),
+        supervised=per_token([row.supervised for row in rows], torch.bool),
+        engine=torch.tensor([value for row in rows for value in row.rollout.behavior_logprobs], dtype=torch.float64).to(
+            device
+        ),
+        old=torch.cat(remembered) if remembered else None,
+    )
 
 
-def _engine_logprobs(rows: Sequence[Row], like: Tensor) -> Tensor:
-    """The recorded behaviour log-probs of all rows, one after the other. [tokens]."""
-    return torch.tensor([value for row in rows for value in row.rollout.behavior_logprobs]).to(like)
+def _observed(chunk: TokenTable, current: Tensor) -> dict[str, float]:
+    """Sums over tokens that the metrics are made of, beside those of the loss."""
+    gap = (current - chunk.engine.to(current)).abs()[~chunk.off_policy]
+    return {
+        "observed_sampled_tokens": float(gap.numel()),
+        "engine_gap": float(gap.sum()),
+        "observed_trace_tokens": float(chunk.off_policy.sum()),
+        "trace_probability_seen": float(current[chunk.off_policy].exp().sum()),
+    }
 
 
 def _summarise(totals: dict[str, float], updates: int) -> Metrics:
