@@ -35,7 +35,7 @@ FAST = {
 PLAIN = {
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},  # caps the products of its attention
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},  # convolutions
-    "bloom": {"n_layer": 2, "n_head": 4},  # biases by distance instead of positions
+    "llama, eager": {"attn_implementation": "eager"},
 }
 
 
@@ -52,28 +52,29 @@ def build(kind, dtype=torch.float64):
     return model.to(dtype).eval()
 
 
-def recomputed(model, prompt, row, sampling, noise):
-    """Tokens and log-probs of one completion, without any cache."""
-    tokens, logprobs = [], []
-    while len(tokens) < sampling.max_tokens and not set(tokens) & set(EOS):
-        logits = model(input_ids=torch.tensor([[*prompt, *tokens]]), use_cache=False).logits[:, -1]
-        token, logprob = draw_tokens(logits, sampling, None if noise is None else noise[row, len(tokens), None])
-        tokens.append(int(token))
-        logprobs.append(float(logprob))
-    return tokens, logprobs
+def recomputed(model, prompt, completion, sampling, noise):
+    """What is drawn at each place of a completion, and its log-prob, after one pass over the sequence without a cache.
+
+    Where all tokens are the same, drawing one by one would have given the same completion.
+    """
+    sequence = torch.tensor([[*prompt, *completion.token_ids]])
+    logits = model(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return draw_tokens(logits, sampling, None if noise is None else noise[: len(logits)])
 
 
 @torch.no_grad()
 def check(model, sampling, **options):
-    """Compare an engine's group of 3 with the reference; returns the engine."""
+    """Compare an engine's groups of 3 with the reference; returns the engine."""
     engine = TransformersEngine(model, eos_ids=EOS, pad_id=0, **options)
     groups = engine.generate(PROMPTS, 3, sampling)
-    noise = engine._noise(len(PROMPTS) * 3, sampling)
+    generator = torch.Generator().manual_seed(sampling.seed)
+    noise = torch.rand(len(PROMPTS) * 3, sampling.max_tokens, generator=generator)
     assert len({len(one.token_ids) for group in groups for one in group}) > 1
     for row, one in enumerate(one for group in groups for one in group):
-        tokens, logprobs = recomputed(model, PROMPTS[row // 3], row, sampling, noise)
-        assert list(one.token_ids) == tokens
-        assert one.logprobs == pytest.approx(logprobs, abs=1e-6 if engine._decoder is PlainDecoder else 1e-9)
+        of_row = noise[row] if sampling.temperature else None
+        tokens, logprobs = recomputed(model, PROMPTS[row // 3], one, sampling, of_row)
+        assert list(one.token_ids) == tokens.tolist()
+        assert one.logprobs == pytest.approx(logprobs.tolist(), abs=1e-9 if model.dtype == torch.float64 else 1e-4)
     return engine
 
 
@@ -87,7 +88,8 @@ def test_the_fast_path_equals_recomputation(kind, batch_tokens):
 @pytest.mark.parametrize("kind", PLAIN)
 def test_the_plain_path_equals_recomputation_and_is_logged_once(kind, caplog):
     caplog.set_level(logging.WARNING, "luffy")
-    engine = check(build(kind), Sampling(20, seed=3), batch_tokens=230)
+    # in float64 the library's own eager attention gives no numbers for padded rows
+    engine = check(build(kind, torch.float32), Sampling(20, seed=3), batch_tokens=230)
     assert engine._decoder is PlainDecoder
     assert caplog.text.count("is decoded by the plain path, which is slower") == 1
 
