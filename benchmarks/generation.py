@@ -14,6 +14,7 @@ two draw different numbers of them; ours returns log-probs as well.
 from __future__ import annotations
 
 import gc
+from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -64,6 +65,8 @@ class Contest:
         torch.manual_seed(0)
         config = LlamaConfig(**case.shape, tie_word_embeddings=True, max_position_embeddings=2048)
         self.case, self.model, self.seed = case, LlamaForCausalLM(config).eval(), 0
+        # continuous batching sets up the model's attention in its own way, so each contestant has a model
+        self.of_generate, self.of_continuous = deepcopy(self.model), deepcopy(self.model)
         shortest, longest = case.prompt
         lengths = [shortest + (longest - shortest) * place // (PROMPTS - 1) for place in range(PROMPTS)]
         self.prompts = [torch.randint(2, case.shape["vocab_size"], (length,)).tolist() for length in lengths]
@@ -86,7 +89,7 @@ class Contest:
         longest = max(map(len, self.prompts))
         rows = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in self.prompts])
         mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in self.prompts])
-        output = self.model.generate(input_ids=rows, attention_mask=mask, generation_config=self.settings)
+        output = self.of_generate.generate(input_ids=rows, attention_mask=mask, generation_config=self.settings)
         drawn = output[:, longest:]
         ended = torch.isin(drawn, torch.tensor(self.ends))
         self.tokens["generate"].append(int((ended.cumsum(dim=1) - ended.long() == 0).sum()))
@@ -95,7 +98,7 @@ class Contest:
         """`model.generate_batch`, with as much cache and as large batches as the prompts need."""
         rows, length = PROMPTS * GROUP, max(map(len, self.prompts)) + self.case.limit
         pages = rows * (length // 32 + 2)
-        output = self.model.generate_batch(
+        output = self.of_continuous.generate_batch(
             self.prompts,
             generation_config=self.settings,
             continuous_batching_config=ContinuousBatchingConfig(page_size=32, num_blocks=pages, max_batch_tokens=2048),

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 BLOCK = 64  # tokens by which the buffers grow
 
 
-class RolloutCache(Cache):
+class RolloutCache(Cache):  # type: ignore[misc]  # of a library without types
     """A cache for forward passes of one token a row, and the attention plan that reads it (policy/attention.py)."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.waves: list[Wave] = []
-        self._current: tuple[Tensor, int] | None = None  # what the layer in work was handed, and which layer it is
+        self._current: tuple[Tensor, Tensor, int] | None = None  # what the layer in work was handed, and its index
 
     def add(self, prefilled: DynamicCache, mask: Tensor, n: int) -> None:
         """Append n rows for each of the prompts that `prefilled` holds; mask: [prompts, longest], 0 where padded."""
@@ -41,7 +41,7 @@ class RolloutCache(Cache):
         parts = zip(self.waves, stay.split([wave.rows for wave in self.waves]), strict=True)
         self.waves = [wave for wave, part in parts if wave.keep(part)]
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, _layer_idx: int = 0) -> int:
         """The length of the longest row, for models that ask; the positions are given to them."""
         return max((wave.longest for wave in self.waves), default=0)
 
@@ -54,16 +54,16 @@ class RolloutCache(Cache):
             last = first + wave.rows
             wave.layers[layer_idx].append(key_states[first:last], value_states[first:last])
             first = last
-        self._current = key_states, layer_idx
+        self._current = key_states, value_states, layer_idx
         return key_states, value_states
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, sliding_window: int | None
     ) -> Tensor:
         """Attention of one layer; see `AttentionPlan.attend`. Raises NotImplementedError where keys are not its own."""
-        if self._current is None or self._current[0] is not key:
+        if self._current is None or self._current[0] is not key or self._current[1] is not value:
             raise NotImplementedError("a layer attends to other keys than those that it has just stored")
-        layer = self._current[1]
+        layer = self._current[2]
         query = query * (scaling if scaling is not None else query.shape[-1] ** -0.5)
         if len(self.waves) == 1:
             return self.waves[0].attend(layer, query, sliding_window)
@@ -115,7 +115,7 @@ class Wave:
         return len(kept) > 0
 
     def attend(self, layer: int, query: Tensor, sliding_window: int | None) -> Tensor:
-        """Attention of the newest token of each row. query: [rows, heads, 1, width]; returns [rows, 1, heads, width]."""
+        """Attention of each row's newest token. query: [rows, heads, 1, width]. Returns [rows, 1, heads, width]."""
         store = self.layers[layer]
         if sliding_window is not None and sliding_window != store.window:
             raise NotImplementedError("a layer attends within a window that its configuration does not name")
@@ -143,11 +143,13 @@ class Wave:
         else:
             slots = of_rows.new_zeros(self._prompts * self._places, *of_rows.shape[1:])
             slots[self._slot] = of_rows
-        return slots.unflatten(0, (self._prompts, self._places)).transpose(1, 2).flatten(2, 3)
+        _, heads, _, width = slots.shape
+        return slots.reshape(self._prompts, self._places, heads, -1, width).transpose(1, 2).flatten(2, 3)
 
     def _to_rows(self, of_slots: Tensor) -> Tensor:
         """The inverse of `_to_slots`."""
-        slots = of_slots.unflatten(2, (self._places, -1)).transpose(1, 2).flatten(0, 1)
+        _, heads, _, width = of_slots.shape
+        slots = of_slots.reshape(self._prompts, heads, self._places, -1, width).transpose(1, 2).flatten(0, 1)
         return slots if self._slot is None else slots[self._slot]
 
 
@@ -182,7 +184,7 @@ class LayerStore:
 
     def visible_of_prompt(self) -> int:
         """How many of the prompt's last tokens the newest token attends to."""
-        stored = self.prompt_keys.shape[2]
+        stored: int = self.prompt_keys.shape[2]
         return stored if self.window is None else min(stored, max(0, self.window - self._appended))
 
     def keep(self, rows: Tensor, prompts: Tensor | None) -> None:
@@ -214,7 +216,7 @@ def _products(query: Tensor, keys: Tensor) -> Tensor:
         return query @ keys.mT
     if query.device.type == "cuda":
         flat = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).mT, out_dtype=torch.float32)
-        return flat.unflatten(0, query.shape[:2])
+        return flat.view(*query.shape[:-1], -1)
     return query.float() @ keys.float().mT
 
 

@@ -24,7 +24,7 @@ class Rows:
 
     @classmethod
     def of(cls, prompts: Sequence[int], lengths: Sequence[int], n: int, max_tokens: int, device: torch.device) -> Rows:
-        """n rows for each prompt; prompts: their indices, lengths: their tokens."""
+        """Make n rows for each prompt; prompts: their indices, lengths: their tokens."""
         copies = torch.arange(n, device=device)
         index = (torch.tensor(prompts, device=device, dtype=torch.long)[:, None] * n + copies).flatten()
         none = torch.zeros_like(index)
@@ -66,8 +66,8 @@ class DrawnTokens:
 
     def completions(self) -> list[Completion]:
         """All rows' completions, in order."""
-        columns = zip(*(one.tolist() for one in (self._tokens, self._logprobs, self._lengths, self._finished)), strict=True)
+        columns = (one.tolist() for one in (self._tokens, self._logprobs, self._lengths, self._finished))
         return [
             Completion(tuple(tokens[:length]), tuple(logprobs[:length]), finished)
-            for tokens, logprobs, length, finished in columns
+            for tokens, logprobs, length, finished in zip(*columns, strict=True)
         ]
