@@ -128,10 +128,12 @@ def test_no_prompts_give_no_groups(model):
 
 def test_finished_rows_leave_the_batch(model):
     sizes = []
+    ours = engine(model, eos=range(0, VOCABULARY, 4))
+    ours.generate(PROMPTS, 1, Sampling(1))  # the first use tries the model
     model.register_forward_pre_hook(
         lambda module, given, named: sizes.append(len(named["input_ids"])), with_kwargs=True
     )
-    groups = engine(model, eos=range(0, VOCABULARY, 4)).generate(PROMPTS, 16, Sampling(40, seed=0))
+    groups = ours.generate(PROMPTS, 16, Sampling(40, seed=0))
     used = sum(len(one.token_ids) for group in groups for one in group)
     assert sizes[:2] == [len(PROMPTS), max(sizes)]  # one prefill a prompt
     assert used <= sum(sizes[1:]) + len(PROMPTS) * 16 <= 1.25 * used  # few rows go on after their end
@@ -181,3 +183,18 @@ def test_completions_end_where_the_context_does(model, caplog):
 def test_a_prompt_without_room_for_an_answer_is_refused(model):
     with pytest.raises(ModelError, match=r"a prompt has 256 tokens and the model reads 256.*policy.context_length"):
         engine(model).generate([[1] * 256], 2, Sampling(20, seed=3))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen"])
+def test_weights_are_copied_in_place_into_the_engines_dtype(kind):
+    copy, policy = build_model(kind, torch.bfloat16, seed=0), build_model(kind, torch.float32, seed=1)
+    before = {name: weight.data_ptr() for name, weight in copy.state_dict().items()}
+    engine(copy).update_weights(policy)
+    assert {name: weight.data_ptr() for name, weight in copy.state_dict().items()} == before
+    for name, weight in policy.state_dict().items():
+        assert torch.equal(copy.state_dict()[name], weight.to(torch.bfloat16)), name
+
+
+def test_weights_of_another_architecture_are_refused():
+    with pytest.raises(ModelError, match="the engine's model is not that of the policy: model.layers.0.self_attn.k_pr"):
+        engine(build_model("llama")).update_weights(build_model("qwen"))

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from luffy.rollout.engine import Engine, Sampling
 
 if TYPE_CHECKING:
-    from luffy.rollout.transformers_engine import TransformersEngine, draw_tokens, keep_nucleus
+    from luffy.rollout.sampling import draw_tokens, keep_nucleus
+    from luffy.rollout.transformers_engine import TransformersEngine
 
-_OF_TRANSFORMERS = ("TransformersEngine", "draw_tokens", "keep_nucleus")
+_HOMES = {"TransformersEngine": "transformers_engine", "draw_tokens": "sampling", "keep_nucleus": "sampling"}
 
 __all__ = ["Engine", "Sampling", "TransformersEngine", "draw_tokens", "keep_nucleus"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_TRANSFORMERS:
-        return getattr(import_module("luffy.rollout.transformers_engine"), name)
+    if name in _HOMES:
+        return getattr(import_module(f"luffy.rollout.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,10 @@
 """Generation with a transformers model in this process, on a CPU or one GPU.
 
 Decisions, and why:
-- A group's prompt is prefilled once and its key-value cache repeated for the n rollouts.
+- A group's prompt is prefilled once, and its keys and values kept once, whatever n is (rollout/cache.py).
 - Prompts are padded on the left and batched by length under a budget of tokens.
-- Finished rows leave the batch and the cache, so that one long completion does not keep the others computing.
+- Finished rows leave, so that one long completion does not keep the others computing; where there were too many prompts
+  for the budget, the next ones enter then.
 - Tokens are drawn by inverting the cumulative distribution at uniform noise, drawn per row and position beforehand:
   which rows share a batch, and when rows leave it, does not change what is sampled.
 """
@@ -11,16 +12,20 @@ Decisions, and why:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from luffy.errors import ModelError
 from luffy.policy import context_of
+from luffy.rollout.decoding import Decoder, PlainDecoder, SharedPromptDecoder, pick_decoder
 from luffy.rollout.engine import Sampling
+from luffy.rollout.rows import DrawnTokens, Rows
+from luffy.rollout.sampling import draw_tokens
 from luffy.types import Completion
 
 if TYPE_CHECKING:
@@ -28,7 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEAVE_AT = 0.125  # rows leave the batch once this share of it has finished; each leaving copies the cache once
+LEAVE_AT = 0.125  # rows leave once this share of them has ended; each leaving copies the cache of own tokens once
+ENTER_AT = 0.25  # waiting prompts enter once this share of the budget is free; each entering is a further wave
 
 
 class TransformersEngine:
@@ -42,6 +48,7 @@ class TransformersEngine:
         self.pad_id = pad_id
         self.batch_tokens = batch_tokens
         self._eos = torch.tensor(list(eos_ids), device=model.device)
+        self._decoder: type[SharedPromptDecoder] | type[PlainDecoder] | None = None  # chosen at the first use
 
     @torch.no_grad()
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
@@ -50,7 +57,9 @@ class TransformersEngine:
         A completion is cut off, too, where the longest prompt and it fill the model's context. Raises ModelError for a
         prompt that leaves no room.
         """
-        sampling = self._within_context(sampling, max(map(len, prompt_ids), default=0))
+        if not prompt_ids:
+            return []
+        sampling = self._within_context(sampling, max(map(len, prompt_ids)))
         was_training = self.model.training
         self.model.eval()
         try:
@@ -59,9 +68,12 @@ class TransformersEngine:
             self.model.train(was_training)
 
     def update_weights(self, policy: PreTrainedModel) -> None:
-        """Copy the weights of `policy`, unless it is the model generated with."""
+        """Copy the weights of `policy` in place, into this model's dtype, unless it is the model generated with.
+
+        Raises ModelError where the two have different weights.
+        """
         if policy is not self.model:
-            self.model.load_state_dict(policy.state_dict())
+            copy_weights(policy, self.model)
 
     def close(self) -> None:
         """Nothing to free: the model belongs to the caller."""
@@ -87,143 +99,71 @@ class TransformersEngine:
         return replace(sampling, max_tokens=room)
 
     def _generate_all(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
-        groups: list[list[Completion]] = [[] for _ in prompt_ids]
+        """Prefill what there is room for, decode a token a row, let finished rows leave; until all have ended."""
+        device, limit = self.model.device, sampling.max_tokens
+        waiting = deque(sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index])))
+        decoder = self._open_decoder(prompt_ids[waiting[0]])
         noise = self._noise(len(prompt_ids) * n, sampling)
-        for batch in self._batches(prompt_ids, n, sampling.max_tokens):
-            rows = torch.tensor([prompt * n + copy for prompt in batch for copy in range(n)])
-            chosen = noise[rows].to(self.model.device) if noise is not None else None
-            completions = self._generate_batch([prompt_ids[index] for index in batch], n, sampling, chosen)
-            for place, index in enumerate(batch):
-                groups[index] = completions[place * n : (place + 1) * n]
-        return groups
+        precision = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        drawn = DrawnTokens(len(prompt_ids) * n, limit, precision, device)
+        rows = Rows.of([], [], n, limit, device)
+        while waiting or len(rows):
+            logits = [decoder.decode(rows.tokens, rows.position - 1)] if len(rows) else []
+            if entering := self._entering(waiting, prompt_ids, n, limit, rows, joins=decoder.joins):
+                prompts = [prompt_ids[index] for index in entering]
+                logits.append(decoder.prefill(prompts, n))
+                rows = rows.and_also(Rows.of(entering, [len(prompt) for prompt in prompts], n, limit, device))
+            chosen = None if noise is None else noise[rows.index, rows.drawn]
+            tokens, logprobs = draw_tokens(torch.cat(logits) if len(logits) > 1 else logits[0], sampling, chosen)
+            ends = torch.isin(tokens, self._eos)
+            drawn.record(rows, tokens, logprobs, ends)
+            rows = rows.after(tokens, ends)
+            ended, longest = torch.stack([rows.ended.sum(), rows.drawn.max()]).tolist()
+            if longest == limit or ended >= LEAVE_AT * len(rows):
+                stay = ~rows.ended & (rows.drawn < limit)
+                decoder.keep(stay)
+                rows = rows.where(stay)
+        completions = drawn.completions()
+        return [completions[first : first + n] for first in range(0, len(completions), n)]
+
+    def _open_decoder(self, prompt: Sequence[int]) -> Decoder:
+        if self._decoder is None:
+            self._decoder = pick_decoder(self.model, prompt, self.pad_id)
+        return self._decoder(self.model, self.pad_id)
 
     def _noise(self, rows: int, sampling: Sampling) -> Tensor | None:
         if sampling.temperature == 0:
             return None
         generator = torch.Generator().manual_seed(sampling.seed)
-        return torch.rand(rows, sampling.max_tokens, generator=generator)
+        return torch.rand(rows, sampling.max_tokens, generator=generator).to(self.model.device)
 
-    def _batches(self, prompt_ids: Sequence[Sequence[int]], n: int, max_tokens: int) -> Iterator[list[int]]:
-        """Prompt indices, longest first, in batches within the budget (at least one prompt each)."""
-        batch: list[int] = []
-        for index in sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index])):
-            longest = len(prompt_ids[batch[0]]) if batch else 0
-            if batch and (len(batch) + 1) * n * (longest + max_tokens) > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
-
-    def _generate_batch(
-        self, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, noise: Tensor | None
-    ) -> list[Completion]:
-        """Prefill the prompts, repeat each n times, decode until every row has ended. Returns [prompts * n]."""
-        device, rows = self.model.device, len(prompts) * n
-        input_ids, mask = _pad_left(prompts, self.pad_id, device)
-        padded = not bool(mask.all())
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=mask if padded else None,
-            position_ids=_positions(mask) if padded else None,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(n)
-        logits = output.logits[:, -1].repeat_interleave(n, dim=0)
-        mask = mask.repeat_interleave(n, dim=0)
-        position = mask.sum(dim=1, keepdim=True)
-
-        tokens = torch.full((rows, sampling.max_tokens), self.pad_id, device=device)
-        precision = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        logprobs = torch.zeros((rows, sampling.max_tokens), dtype=precision, device=device)
-        lengths = torch.full((rows,), sampling.max_tokens, device=device)
-        finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        alive = torch.arange(rows, device=device)  # the original row of each row still in the batch
-        done = torch.zeros(rows, dtype=torch.bool, device=device)  # of those, which have ended meanwhile
-        for step in range(sampling.max_tokens):
-            drawn, drawn_logprobs = draw_tokens(logits, sampling, None if noise is None else noise[alive, step])
-            tokens[alive, step] = drawn
-            logprobs[alive, step] = drawn_logprobs
-            ends = torch.isin(drawn, self._eos) & ~done
-            lengths[alive[ends]] = step + 1
-            finished[alive[ends]] = True
-            done |= ends
-            ended = int(done.sum())
-            if ended == len(done) or step + 1 == sampling.max_tokens:
-                break
-            if ended >= LEAVE_AT * len(done):
-                stay = torch.nonzero(~done).squeeze(-1)
-                cache.batch_select_indices(stay)
-                alive, drawn, mask, position = alive[stay], drawn[stay], mask[stay], position[stay]
-                done = done[stay]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            logits = self._decode(drawn, mask if padded else None, position, cache)
-            position = position + 1
-        return _completions(tokens, logprobs, lengths, finished)
-
-    def _decode(self, drawn: Tensor, mask: Tensor | None, position: Tensor, cache: Any) -> Tensor:
-        """Logits [rows, vocabulary] after one more token per row."""
-        output = self.model(
-            input_ids=drawn[:, None],
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+    def _entering(
+        self,
+        waiting: deque[int],
+        prompt_ids: Sequence[Sequence[int]],
+        n: int,
+        max_tokens: int,
+        rows: Rows,
+        *,
+        joins: bool,
+    ) -> list[int]:
+        """Take the prompts off `waiting` for which there is room now: at least one where no rows are left."""
+        if not waiting or (len(rows) and not joins):
+            return []
+        room = self.batch_tokens - int(rows.held.sum())
+        if len(rows) and room < ENTER_AT * self.batch_tokens:
+            return []
+        fit = room // (n * (len(prompt_ids[waiting[0]]) + max_tokens))
+        return [waiting.popleft() for _ in range(min(len(waiting), max(fit, 0 if len(rows) else 1)))]
 
 
-def draw_tokens(logits: Tensor, sampling: Sampling, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Draw one token per row.
-
-    logits: [rows, vocabulary]. noise: [rows], uniform in [0, 1); None for greedy decoding.
-    Returns tokens [rows] and their log-probs [rows] at the sampling temperature, before top-p truncation.
-    """
-    precise = logits if logits.dtype == torch.float64 else logits.float()
-    logprobs = torch.log_softmax(precise / (sampling.temperature or 1.0), dim=-1)
-    if noise is None:
-        drawn = logprobs.argmax(dim=-1)
-    else:
-        probabilities = logprobs.exp()
-        if sampling.top_p < 1:
-            probabilities = keep_nucleus(probabilities, sampling.top_p)
-        cumulative = probabilities.cumsum(dim=-1)
-        # The first token whose cumulative probability exceeds the noise; one of probability 0 is never the first.
-        threshold = noise[:, None] * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-        drawn = torch.minimum(drawn, _last_possible(probabilities))  # rounding may make the noise reach the total
-    return drawn, logprobs.gather(-1, drawn[:, None]).squeeze(-1)
-
-
-def keep_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Set to 0 what lies outside the smallest set of most likely tokens that holds `top_p`. [rows, vocabulary]."""
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    outside = ordered.cumsum(dim=-1) - ordered >= top_p
-    return probabilities.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
-
-
-def _last_possible(probabilities: Tensor) -> Tensor:
-    """Index of the last token with a probability above 0. [rows]."""
-    index = torch.arange(probabilities.shape[-1], device=probabilities.device)
-    return torch.where(probabilities > 0, index, 0).amax(dim=-1)
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts [prompts, longest] padded on the left, and their mask."""
-    longest = max(map(len, prompts))
-    input_ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return input_ids.to(device), mask.to(device)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    """Position of each token among the real ones. [prompts, length]."""
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _completions(tokens: Tensor, logprobs: Tensor, lengths: Tensor, finished: Tensor) -> list[Completion]:
-    columns = zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), finished.tolist(), strict=True)
-    return [Completion(tuple(row[:length]), tuple(scores[:length]), ended) for row, scores, length, ended in columns]
+@torch.no_grad()
+def copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Copy what `state_dict` holds, in place and into the target's dtypes; tied weights once. Raises ModelError."""
+    theirs, ours = source.state_dict(), target.state_dict()
+    lacking = sorted(theirs.keys() ^ ours.keys())
+    different = [name for name in theirs.keys() & ours.keys() if theirs[name].shape != ours[name].shape]
+    if lacking or different:
+        raise ModelError(f"the engine's model is not that of the policy: {(lacking + different)[0]} differs.")
+    once = {weight.data_ptr(): name for name, weight in ours.items()}.values()
+    torch._foreach_copy_([ours[name] for name in once], [theirs[name] for name in once])
