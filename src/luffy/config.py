@@ -208,7 +208,11 @@ class PolicyConfig(Section):
     """How the model is held and computed."""
 
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the weights.")
-    autocast: Literal["none", "bfloat16"] = Field("none", description="Type of matrix products during the update.")
+    autocast: Literal["auto", "none", "bfloat16"] = Field(
+        "auto",
+        description="Type of the update's matrix products; auto: bfloat16 for a large model where the processor or GPU "
+        "has units for it; none: the weights' type.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
     token_budget: Count = Field(4096, description="Tokens a micro-batch of the update may compute, padding counted.")
     chunk_elements: Count = Field(2**24, description="Logits (tokens x vocabulary) that may exist at once.")
