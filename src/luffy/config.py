@@ -110,6 +110,11 @@ class DataConfig(Section):
     on_bad_row: Literal["refuse", "drop"] = Field(
         "refuse", description="A row that is not a problem: stop or leave out."
     )
+    drop_solved: int = Field(
+        0,
+        ge=0,
+        description="Leave a problem out once all its own rollouts were right in so many visits in a row; 0: never.",
+    )
     miniature: MiniatureConfig = Field(default_factory=MiniatureConfig, description="Dials of the built-in task.")
 
     @model_validator(mode="after")
@@ -151,6 +156,9 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 samples from the whole distribution.")
     max_tokens: Count = Field(512, description="Longest completion, in tokens; a longer one is cut and earns nothing.")
     batch_tokens: Count = Field(65536, description="Tokens (rows x length) that may be generated at once.")
+    redraw: int = Field(
+        0, ge=0, description="How often a step may draw problems in place of those without signal (DAPO); 0: never."
+    )
 
     @model_validator(mode="after")
     def _room(self) -> RolloutConfig:

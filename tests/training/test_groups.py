@@ -6,21 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_problems import FakeTokenizer, encoded
 from luffy import load_config
 from luffy.algorithm import METHODS
 from luffy.data import EncodedProblem, EncodedTrace
 from luffy.reward import Verdict
 from luffy.training.clock import Clock
-from luffy.training.groups import assign_advantages, collect_groups, draw, seed_of
+from luffy.training.draw import draw, seed_of
+from luffy.training.groups import assign_advantages, collect_groups
 from luffy.training.metrics import group_metrics, rollout_records
 from luffy.types import Completion, Group, Problem, Rollout
-
-
-class FakeTokenizer:
-    """Token 9 ends a text and is special; the others are themselves."""
-
-    def decode(self, ids, skip_special_tokens=False):
-        return " ".join(str(one) for one in ids if not (skip_special_tokens and one == 9))
 
 
 class FakeEngine:
@@ -35,12 +30,6 @@ class FakeEngine:
             [Completion((prompt[0], copy, 8 if copy % 3 == 2 else 9), (-0.5,) * 3, copy % 3 != 2) for copy in range(n)]
             for prompt in prompt_ids
         ]
-
-
-def encoded(number, traces=0, reward=1.0):
-    problem = Problem(f"p{number}", f"prompt {number}", f"{number} 0")
-    made = tuple(EncodedTrace((number, 50 + place, 9), None, f"trace {place}", reward) for place in range(traces))
-    return EncodedProblem(problem, (number,), made)
 
 
 def collect(problems, method="luffy", step=1, engine=None, **overrides):

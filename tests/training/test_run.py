@@ -104,6 +104,7 @@ def test_what_a_run_leaves_behind(finished):
 def test_the_metrics_of_the_design_are_there(finished):
     metrics = lines(finished("luffy") / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [1, 2, 3, 4]
+    assert not {"groups/drawn", "groups/redrawn", "groups/without_signal", "problems/solved"} & set(metrics[0])
     assert {
         "reward/on_policy", "reward/traces", "groups/all_failed", "groups/all_solved", "guidance/trace_advantage",
         "guidance/trace_probability", "policy/entropy", "policy/engine_gap", "completion/length",
@@ -179,6 +180,61 @@ def test_a_run_that_broke_off_goes_on_as_if_nothing_had_happened(method, stop_af
     assert_same_run(tmp_path, finished(method))
 
 
+def some_digits_fail(completion, answer):
+    """A reward that solves some groups whole and tells apart the rollouts of others."""
+    return completion[-1:] not in ("0", "3", "7")
+
+
+DYNAMIC = {"method": "on_policy", "steps": 6, "rollout.redraw": 1, "data.drop_solved": 1, "data.miniature.problems": 12,
+           "data.miniature.traced": 0}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dynamic")
+    train(small(path, **DYNAMIC), reward=some_digits_fail)
+    return path
+
+
+@pytest.mark.parametrize("stop_after", [3, 5])
+def test_a_row_of_problems_goes_on_where_it_was(stop_after, dynamic, tmp_path):
+    def cut(step, steps, metrics):
+        if step == stop_after:
+            raise KeyboardInterrupt
+
+    metrics = lines(dynamic / "metrics.jsonl")
+    assert any(line["groups/redrawn"] for line in metrics[:2])  # else nothing is shown
+    assert any(line["problems/solved"] for line in metrics[:2])
+    config = small(tmp_path, checkpoint_every=2, **DYNAMIC)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, reward=some_digits_fail, on_step=cut)
+    train(config, reward=some_digits_fail)
+    assert_same_run(tmp_path, dynamic)
+
+
+def test_all_that_was_drawn_counts_but_only_what_was_learned_from_is_shown(dynamic):
+    metrics = lines(dynamic / "metrics.jsonl")
+    own = 3
+    for line, before in zip(metrics, [{"tokens/generated": 0}, *metrics], strict=False):
+        generated = line["tokens/generated"] - before["tokens/generated"]
+        assert generated == round(line["completion/length"] * line["groups/drawn"] * own)
+        assert line["groups/drawn"] == 3 + line["groups/redrawn"]
+    assert len(lines(dynamic / "rollouts/step-000002.jsonl")) == 3
+
+
+def test_a_checkpoint_without_a_place_in_the_row_goes_on_too(finished, tmp_path):
+    """Written by an earlier version: every step took the same number of problems."""
+    train(small(tmp_path, method="luffy", steps=2))
+    state = tmp_path / "checkpoints/step-000002/state.json"
+    kept = {name: value for name, value in json.loads(state.read_text()).items() if name not in NEW_IN_STATE}
+    assert "problems_drawn" not in kept
+    state.write_text(json.dumps(kept))
+    train(small(tmp_path, method="luffy", steps=4))
+    ours, theirs = (load_file(path / "model/model.safetensors") for path in (tmp_path, finished("luffy")))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+NEW_IN_STATE = ("problems_drawn", "solved")
 KILLED = """
 import json, os, sys, torch
 torch.set_num_threads(1)

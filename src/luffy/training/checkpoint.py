@@ -4,7 +4,8 @@
     RUN/checkpoints/step-000050/optimizer.safetensors  AdamW's moments
     RUN/checkpoints/step-000050/state.json             step, counters; written last
 
-Random numbers need no state: what is drawn in a step follows from seed and step. Nothing is pickled.
+Random numbers need no state: what is drawn follows from the seed, the step and the place in the row of problems.
+Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +36,8 @@ class Progress:
     tokens_generated: int = 0
     seconds: float = 0.0
     verifier_failures: int = 0
+    problems_drawn: int = 0  # place in the row of problems
+    solved: dict[str, int] = field(default_factory=dict)  # problem id: visits in a row with nothing but right rollouts
 
 
 def save_checkpoint(run: Path, loaded: LoadedModel, learner: Learner, progress: Progress, keep: int) -> None:

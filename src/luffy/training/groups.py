@@ -1,16 +1,14 @@
-"""The steps before the update: draw problems, collect groups, assign advantages.
+"""The steps before the update: collect groups, assign advantages.
 
-What is drawn depends on the seed and the step alone, never on what was drawn before: a run that is resumed needs no
-generator state to continue exactly.
+What is sampled depends on the seed, the step and the attempt alone, never on what was sampled before: a run that is
+resumed needs no generator state to continue exactly.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +16,7 @@ from luffy.algorithm import Method, group_advantages
 from luffy.config import Config
 from luffy.rollout import Engine, Sampling
 from luffy.training.clock import Clock
+from luffy.training.draw import seed_of
 from luffy.types import Completion, Group, Rollout
 
 if TYPE_CHECKING:
@@ -26,30 +25,7 @@ if TYPE_CHECKING:
     from luffy.data import EncodedProblem, EncodedTrace
     from luffy.reward import Verdict
 
-Item = TypeVar("Item")
 Verify = Callable[[Sequence[tuple[str, str]]], "list[Verdict]"]
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from a purpose and numbers, the same on every machine."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def draw(items: Sequence[Item], step: int, count: int, *parts: object) -> list[Item]:
-    """The `count` items of step `step` (from 0) in an endless row of shuffled epochs; `parts` seed the shuffles."""
-    drawn: list[Item] = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, place = divmod(position, len(items))
-        drawn.append(items[_epoch_order(len(items), seed_of("epoch", epoch, *parts))[place]])
-    return drawn
-
-
-@lru_cache(maxsize=8)
-def _epoch_order(length: int, seed: int) -> tuple[int, ...]:
-    order = list(range(length))
-    random.Random(seed).shuffle(order)
-    return tuple(order)
 
 
 def collect_groups(
@@ -62,14 +38,17 @@ def collect_groups(
     config: Config,
     step: int,
     clock: Clock,
+    attempt: int = 0,
 ) -> list[Group]:
     """Sample rollouts for each problem, verify them, and let the traces join as the method says.
 
+    attempt: how often problems of this step have been sampled before; like the step it decides what is sampled.
     A group always has `rollout.group_size` members: a problem with fewer traces than asked for gets more rollouts.
     """
     traces = [_choose_traces(problem, method, config, step) for problem in problems]
     with clock("generate"):
-        completions = _sample(problems, [config.rollout.group_size - len(t) for t in traces], engine, config, step)
+        counts = [config.rollout.group_size - len(chosen) for chosen in traces]
+        completions = _sample(problems, counts, engine, config, step, attempt)
     texts = [[decode(completion, tokenizer) for completion in group] for group in completions]
     with clock("verify"):
         verdicts = _verify_finished(problems, completions, texts, verify)
@@ -95,6 +74,12 @@ def assign_advantages(groups: Sequence[Group], method: Method, config: Config) -
             scale=config.objective.scale,
         )
         group.advantages = advantages.tolist()
+
+
+def has_signal(group: Group, method: Method) -> bool:
+    """Whether anything can be learned from a group: an advantage other than 0, or a trace that is imitated anyway."""
+    imitated = method.traces == "supervised" and any(rollout.off_policy for rollout in group.rollouts)
+    return imitated or any(group.advantages)
 
 
 def sampled_rollout(problem: EncodedProblem, completion: Completion, text: str, verdict: Verdict | None) -> Rollout:
@@ -139,7 +124,12 @@ def _choose_traces(problem: EncodedProblem, method: Method, config: Config, step
 
 
 def _sample(
-    problems: Sequence[EncodedProblem], counts: Sequence[int], engine: Engine, config: Config, step: int
+    problems: Sequence[EncodedProblem],
+    counts: Sequence[int],
+    engine: Engine,
+    config: Config,
+    step: int,
+    attempt: int,
 ) -> list[list[Completion]]:
     """Completions for each problem; one engine call for each number of rollouts that occurs (nearly always one)."""
     completions: list[list[Completion]] = [[] for _ in problems]
@@ -149,7 +139,7 @@ def _sample(
             max_tokens=config.rollout.max_tokens,
             temperature=config.rollout.temperature,
             top_p=config.rollout.top_p,
-            seed=seed_of("sample", config.seed, step, count),
+            seed=seed_of("sample", config.seed, step, count, *([attempt] if attempt else [])),
         )
         drawn = engine.generate([problems[index].prompt_ids for index in chosen], count, sampling)
         for index, group in zip(chosen, drawn, strict=True):

@@ -31,8 +31,10 @@ from luffy.training.checkpoint import (
     save_checkpoint,
     save_model,
 )
+from luffy.training.collector import Batch, Collector
+from luffy.training.draw import ProblemRow, draw
 from luffy.training.first_batch import describe_mismatch
-from luffy.training.groups import draw, trace_rollout
+from luffy.training.groups import trace_rollout
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics, rollout_records
 from luffy.training.run_folder import RunFolder, RunSummary
@@ -114,6 +116,7 @@ class Run:
             self.learner.tokens_trained = self.progress.tokens_trained
             self.folder.cut_after(self.progress.step)
             logger.info("%s: going on after step %d.", self.folder.path, self.progress.step)
+        self.collector = self._collector()
         self.seconds_before = self.progress.seconds
         self._summarise("running")
 
@@ -127,14 +130,27 @@ class Run:
                         load_optimizer(self.checkpoint, self.learner)
                 yield Step(before + index + 1, phase, index)
 
-    def draw_problems(self, step: Step) -> list[EncodedProblem]:
-        """The problems of a reinforcement step."""
-        return draw(self.problems, step.index, self.config.problems_per_step, "problems", self.config.seed)
-
     def draw_traces(self, step: Step) -> list[Rollout]:
         """The traces of a supervised step."""
         drawn = draw(self.traces, step.index, self.config.sft.batch_size, "traces", self.config.seed)
         return [trace_rollout(problem, trace) for problem, trace in drawn]
+
+    def _collector(self) -> Collector:
+        """Makes the batches of the reinforcement phase, from where the progress says that it is."""
+        least = self.config.problems_per_step
+        before = self.phases()[-1][1]
+        row = ProblemRow(
+            self.problems,
+            seed=self.config.seed,
+            least=least,
+            drop_solved=self.config.data.drop_solved,
+            # a checkpoint of an earlier version does not say how many were drawn: it was the same number every step
+            position=self.progress.problems_drawn or max(0, self.progress.step - before) * least,
+            visits=self.progress.solved,
+        )
+        return Collector(
+            row, engine=self.engine, verify=self.verify, tokenizer=self.loaded.tokenizer, config=self.config
+        )
 
     def _prepare_problems(self) -> tuple[list[EncodedProblem], list[tuple[EncodedProblem, Any]]]:
         data = self.config.data
@@ -180,15 +196,16 @@ class Run:
             )
         return verdicts
 
-    def record(self, step: Step, groups: Sequence[Group], update: dict[str, Any]) -> None:
-        """Write the step's metrics and, now and then, its rollouts."""
+    def record(self, step: Step, batch: Batch, update: dict[str, Any]) -> None:
+        """Write the step's metrics and, now and then, the rollouts it learned from."""
+        groups = batch.drawn
         generated = sum(
             len(rollout.completion_ids) for group in groups for rollout in group.rollouts if not rollout.off_policy
         )
         self.progress.step = step.number
         self.progress.tokens_generated += generated
         self.progress.tokens_trained = self.learner.tokens_trained
-        metrics = {"phase": step.phase} | (group_metrics(groups) if groups else {}) | update
+        metrics = {"phase": step.phase} | (group_metrics(groups) if groups else {}) | batch.metrics | update
         metrics |= {
             "tokens/trained": self.progress.tokens_trained,
             "tokens/generated": self.progress.tokens_generated,
@@ -200,7 +217,7 @@ class Run:
         if groups and step.index == 0:
             self._warn_of_mismatch(groups)
         if groups and every and step.number % every == 0:
-            self.folder.write_rollouts(step.number, rollout_records(groups, self.loaded.tokenizer))
+            self.folder.write_rollouts(step.number, rollout_records(batch.groups, self.loaded.tokenizer))
         self._evaluate_and_save(step.number)
         if self.on_step:
             self.on_step(step.number, self.total_steps, metrics | self._newest_accuracy())
@@ -258,6 +275,7 @@ class Run:
             }
 
     def _save_checkpoint(self) -> None:
+        self.progress.problems_drawn, self.progress.solved = self.collector.row.position, self.collector.row.visits
         save_checkpoint(self.folder.path, self.loaded, self.learner, self.progress, keep=self.config.keep_checkpoints)
 
     # -- at the end
