@@ -4,6 +4,16 @@ from luffy.data import EncodedProblem, EncodedTrace
 from luffy.types import Problem
 
 
+class Known:
+    """Verdicts that are there at once."""
+
+    def __init__(self, verdicts):
+        self.verdicts = verdicts
+
+    def result(self):
+        return self.verdicts
+
+
 class FakeTokenizer:
     """Token 9 ends a text and is special; the others are themselves."""
 

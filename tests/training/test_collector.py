@@ -2,7 +2,7 @@
 
 import pytest
 
-from fake_problems import encoded
+from fake_problems import Known, encoded
 from luffy import load_config
 from luffy.reward import Verdict
 from luffy.training.clock import Clock
@@ -30,13 +30,13 @@ class SkilledEngine:
 def collector(problems, right, method="on_policy", **overrides):
     """right: a function of (number of the problem, number of the completion)."""
 
-    def verify(pairs):
-        return [Verdict(right(*map(int, text.split())), text) for text, _ in pairs]
+    def submit(pairs):
+        return Known([Verdict(right(*map(int, text.split())), text) for text, _ in pairs])
 
     overrides = {"rollout.group_size": 4, "problems_per_step": 4, "method": method} | overrides
     config = load_config(overrides=overrides)
     row = ProblemRow(problems, seed=config.seed, least=config.problems_per_step, drop_solved=config.data.drop_solved)
-    return Collector(row, engine=SkilledEngine(), verify=verify, tokenizer=PlainTokenizer(), config=config)
+    return Collector(row, engine=SkilledEngine(), submit=submit, tokenizer=PlainTokenizer(), config=config)
 
 
 def ids(groups):

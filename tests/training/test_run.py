@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luffy import DataError, Problem, RunError, Trace, load_config, train
-from luffy.reward import Verdict
 
 SMALL = {
     "steps": 4,
@@ -366,28 +365,6 @@ def test_a_verifier_that_fails_too_often_stops_the_run(tmp_path):
     config = small(tmp_path, method="on_policy")
     with pytest.raises(RunError, match=r"the verifier failed on \d+ of \d+ completions of a step.*KeyError"):
         train(config, problems=problems, reward=broken)
-
-
-@pytest.mark.parametrize(
-    ("limit", "failures", "stops"), [(0.5, 1, False), (0.5, 3, True), (0.0, 1, True), (1.0, 4, False)]
-)
-def test_how_many_failures_stop_a_run(tmp_path, limit, failures, stops):
-    from luffy.training.run import Run
-
-    class Pool:
-        def verify_all(self, pairs):
-            return [Verdict(False, None, "timeout") if place < failures else Verdict(True, "1") for place in range(4)]
-
-    class Graders:
-        def pool(self):
-            return Pool()
-
-    run = Run(small(tmp_path, **{"reward.max_failures": limit}), None, None, (), Graders(), None)
-    if stops:
-        with pytest.raises(RunError, match=f"failed on {failures} of 4"):
-            run.verify([("", "")] * 4)
-    else:
-        run.verify([("", "")] * 4)
 
 
 def test_a_method_that_learns_from_traces_needs_one(tmp_path):

@@ -11,7 +11,7 @@ from luffy.config import Config
 from luffy.rollout import Engine
 from luffy.training.clock import Clock
 from luffy.training.draw import ProblemRow
-from luffy.training.groups import Verify, assign_advantages, collect_groups, has_signal
+from luffy.training.groups import Submit, assign_advantages, collect_groups, has_signal, refuse_failing_verifier
 from luffy.types import Group
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ class Collector:
         row: ProblemRow,
         *,
         engine: Engine,
-        verify: Verify,
+        submit: Submit,
         tokenizer: PreTrainedTokenizerBase,
         config: Config,
     ) -> None:
-        self.row, self.engine, self.verify, self.tokenizer = row, engine, verify, tokenizer
+        self.row, self.engine, self.submit, self.tokenizer = row, engine, submit, tokenizer
         self.config, self.method = config, METHODS[config.method]
 
     def collect(self, step: int, clock: Clock) -> Batch:
@@ -52,13 +52,14 @@ class Collector:
 
         A batch always has `problems_per_step` groups. Where the attempts do not bring enough with signal, groups
         without it fill the rest: they have no gradient, and count in the divisor as they would have without redrawing.
+        Raises RunError when too much cannot be verified.
         """
         wanted, drawn, missing = self.config.problems_per_step, [], self.config.problems_per_step
         for attempt in range(1 + self.config.rollout.redraw):
             groups = collect_groups(
                 self.row.draw(missing),
                 engine=self.engine,
-                verify=self.verify,
+                submit=self.submit,
                 tokenizer=self.tokenizer,
                 method=self.method,
                 config=self.config,
@@ -66,6 +67,7 @@ class Collector:
                 clock=clock,
                 attempt=attempt,
             )
+            refuse_failing_verifier(groups, self.config.reward.max_failures)
             assign_advantages(groups, self.method, self.config)
             self.row.note(groups)
             drawn += groups

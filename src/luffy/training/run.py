@@ -149,7 +149,7 @@ class Run:
             visits=self.progress.solved,
         )
         return Collector(
-            row, engine=self.engine, verify=self.verify, tokenizer=self.loaded.tokenizer, config=self.config
+            row, engine=self.engine, submit=self.pool.submit, tokenizer=self.loaded.tokenizer, config=self.config
         )
 
     def _prepare_problems(self) -> tuple[list[EncodedProblem], list[tuple[EncodedProblem, Any]]]:
@@ -182,20 +182,6 @@ class Run:
 
     # -- around a step
 
-    def verify(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-        """Grade, and stop the run when too much of a step cannot be graded."""
-        verdicts = self.pool.verify_all(pairs)
-        failures = [verdict.failure for verdict in verdicts if verdict.failure is not None]
-        self.progress.verifier_failures += len(failures)
-        share = self.config.reward.max_failures
-        allowed = max(1, share * len(verdicts)) if share else 0  # a single failure says little, unless none may be
-        if len(failures) > allowed:
-            raise RunError(
-                f"the verifier failed on {len(failures)} of {len(verdicts)} completions of a step "
-                f"(first: {failures[0]}). Correct the reward function or raise reward.deadline or reward.max_failures."
-            )
-        return verdicts
-
     def record(self, step: Step, batch: Batch, update: dict[str, Any]) -> None:
         """Write the step's metrics and, now and then, the rollouts it learned from."""
         groups = batch.drawn
@@ -204,6 +190,9 @@ class Run:
         )
         self.progress.step = step.number
         self.progress.tokens_generated += generated
+        self.progress.verifier_failures += sum(
+            rollout.failure is not None for group in groups for rollout in group.rollouts
+        )
         self.progress.tokens_trained = self.learner.tokens_trained
         metrics = {"phase": step.phase} | (group_metrics(groups) if groups else {}) | batch.metrics | update
         metrics |= {
