@@ -1,13 +1,17 @@
 """Batches: drawing again for signal, leaving out what is solved, and that neither goes on for ever."""
 
+import json
+import threading
+from dataclasses import asdict
+
 import pytest
 
 from fake_problems import Known, encoded
 from luffy import load_config
 from luffy.reward import Verdict
 from luffy.training.clock import Clock
-from luffy.training.collector import Collector
-from luffy.training.draw import ProblemRow, draw
+from luffy.training.collector import Batch, Collector
+from luffy.training.draw import ProblemRow, draw, seed_of
 from luffy.types import Completion, Group, Problem, Rollout
 
 
@@ -110,6 +114,88 @@ def test_what_signal_is_depends_on_the_method(method, own, trace, replaced):
     problems = [encoded(number, traces=1, reward=trace) for number in range(10)]
     batch = collector(problems, lambda number, copy: own, method, **{"rollout.redraw": 1}).collect(1, Clock())
     assert bool(batch.replaced) == replaced
+
+
+# -- one step ahead
+
+
+@pytest.fixture
+def ahead():
+    """A collector, and what it and the update did in which order."""
+    log = []
+    options = {"rollout.ahead": 1, "objective.importance_cap": 2.0}
+    made = collector(PROBLEMS, even_teach, **options)
+    generate = made.engine.generate
+    started, updated = threading.Event(), threading.Event()
+
+    def slow(*given):
+        log.append("generate")
+        started.set()
+        assert updated.wait(10)
+        log.append("generated")
+        return generate(*given)
+
+    made.engine.generate = slow
+    return made, log, started, updated
+
+
+def test_the_next_batch_is_made_while_the_policy_is_updated(ahead):
+    made, log, started, updated = ahead
+    clock = Clock()
+    with made.ahead(2, clock):
+        assert started.wait(10)
+        log.append("update")
+        updated.set()
+    assert log == ["generate", "update", "generated"]
+    batch = made.collect(2, Clock())
+    assert ids(batch.groups) == ORDER[:4]
+    assert batch.metrics == {"policy/staleness": 1.0}
+    assert made.engine.calls == [(ORDER[:4], 4, seed_of("sample", 0, 2, 4))]  # sampled as step 2 would
+    later = made.collect(3, Clock())  # no longer the one made ahead
+    assert (ids(later.groups), later.metrics) == (ORDER[4:8], {"policy/staleness": 0.0})
+
+
+def test_waiting_for_the_next_batch_is_time_for_generating(ahead):
+    made, _, _, updated = ahead
+    clock = Clock()
+    threading.Timer(0.2, updated.set).start()
+    with made.ahead(2, clock), clock("update"):
+        pass
+    metrics = clock.metrics()
+    assert metrics["time/generate"] > 0.1 > metrics["time/update"]
+
+
+def test_without_a_next_step_nothing_is_made(ahead):
+    made, log, _, _ = ahead
+    with made.ahead(None, Clock()):
+        pass
+    assert (made.ready, log) == (None, [])
+
+
+def test_what_went_wrong_ahead_is_raised_after_the_update(ahead):
+    made = ahead[0]
+    made.engine.generate = lambda *_: 1 / 0
+    reached = []
+    with pytest.raises(ZeroDivisionError), made.ahead(2, Clock()):
+        reached.append("update")
+    assert reached == ["update"]
+
+
+def test_a_batch_survives_being_written_down():
+    problems = [encoded(number, traces=1) for number in range(40)]
+    made = collector(problems, even_teach, "luffy", **{"rollout.redraw": 1, "data.drop_solved": 3})
+    made.engine.generate = lambda prompts, n, _: [
+        [Completion((prompt[0], copy), (-0.1 / 3, -1e-17), copy < 2) for copy in range(n)] for prompt in prompts
+    ]
+    batch = made.collect(1, Clock())
+    read = Batch.of(json.loads(json.dumps(batch.record())), problems)
+    assert plain(read) == plain(batch)
+    assert [group.problem for group in read.drawn] == [group.problem for group in batch.drawn]
+
+
+def plain(batch):
+    """Lists and tuples alike."""
+    return json.loads(json.dumps(asdict(batch)))
 
 
 # -- leaving out what is solved

@@ -78,10 +78,10 @@ def _train(run: Run) -> RunSummary:
                     update = run.learner.imitate(traces, step.index)
             else:
                 batch = run.collector.collect(step.number, clock)  # draw problems, collect groups, assign advantages
-                with clock("update"):
+                with run.collector.ahead(run.next_ahead(step), clock), clock("update"):
                     update = run.learner.update(batch.groups, step.index)
-                with clock("synchronise"):
-                    run.engine.update_weights(run.learner.policy)
+            with clock("synchronise"):
+                run.engine.update_weights(run.learner.policy)
             run.record(step, batch, update | clock.metrics())
             if interrupt.requested:
                 return run.stop(interrupt.reason)

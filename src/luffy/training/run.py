@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from luffy.algorithm import METHODS, Phase
 from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, LoadedProblems, prepare_problems
 from luffy.data.prompts import format_in_use
-from luffy.errors import DataError, RunError
+from luffy.errors import DataError, ModelError, RunError
 from luffy.evaluation import Benchmark, EngineSampler, measure
 from luffy.files import write_folder_whole
 from luffy.policy import LoadedModel, check_context, load_model
@@ -27,6 +30,7 @@ from luffy.training.checkpoint import (
     find_checkpoint,
     load_optimizer,
     load_weights,
+    read_ahead,
     read_progress,
     save_checkpoint,
     save_model,
@@ -39,6 +43,9 @@ from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics, rollout_records
 from luffy.training.run_folder import RunFolder, RunSummary
 from luffy.types import Group, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +107,7 @@ class Run:
         self.loaded: LoadedModel = load_model(config.model, config.policy)
         self.problems, self.traces = self._prepare_problems()
         self.engine: Engine = TransformersEngine(
-            self.loaded.model,
+            self._own_copy() if config.rollout.ahead else self.loaded.model,
             eos_ids=self.loaded.eos_ids,
             pad_id=self.loaded.pad_id,
             batch_tokens=config.rollout.batch_tokens,
@@ -113,6 +120,7 @@ class Run:
         else:
             self.progress = read_progress(self.checkpoint)
             load_weights(self.checkpoint, self.loaded)
+            self.engine.update_weights(self.loaded.model)
             self.learner.tokens_trained = self.progress.tokens_trained
             self.folder.cut_after(self.progress.step)
             logger.info("%s: going on after step %d.", self.folder.path, self.progress.step)
@@ -129,6 +137,10 @@ class Run:
                     if index > 0 and self.checkpoint is not None:
                         load_optimizer(self.checkpoint, self.learner)
                 yield Step(before + index + 1, phase, index)
+
+    def next_ahead(self, step: Step) -> int | None:
+        """The step whose groups are to be collected while this one updates, if any."""
+        return step.number + 1 if self.config.rollout.ahead and step.number < self.total_steps else None
 
     def draw_traces(self, step: Step) -> list[Rollout]:
         """The traces of a supervised step."""
@@ -148,9 +160,30 @@ class Run:
             position=self.progress.problems_drawn or max(0, self.progress.step - before) * least,
             visits=self.progress.solved,
         )
-        return Collector(
+        collector = Collector(
             row, engine=self.engine, submit=self.pool.submit, tokenizer=self.loaded.tokenizer, config=self.config
         )
+        record = read_ahead(self.checkpoint) if self.checkpoint else None
+        collector.ready = Batch.of(record, self.problems) if record else None
+        return collector
+
+    def _own_copy(self) -> PreTrainedModel:
+        """A model for the engine alone, which generates while the policy changes."""
+        policy = self.loaded.model
+        name = self.config.rollout.device
+        try:
+            device = torch.device(name) if name else policy.device
+            model = copy.deepcopy(policy).requires_grad_(False).to(device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ModelError(f"rollout.device={name} cannot be used: {reason}") from None
+        if model.device == policy.device:
+            logger.warning(
+                "rollout.ahead=1: generating and updating share %s, so a step is hardly faster than one after the "
+                "other. Where there is a second GPU, say rollout.device=cuda:1.",
+                policy.device,
+            )
+        return model
 
     def _prepare_problems(self) -> tuple[list[EncodedProblem], list[tuple[EncodedProblem, Any]]]:
         data = self.config.data
@@ -265,7 +298,15 @@ class Run:
 
     def _save_checkpoint(self) -> None:
         self.progress.problems_drawn, self.progress.solved = self.collector.row.position, self.collector.row.visits
-        save_checkpoint(self.folder.path, self.loaded, self.learner, self.progress, keep=self.config.keep_checkpoints)
+        ready = self.collector.ready
+        save_checkpoint(
+            self.folder.path,
+            self.loaded,
+            self.learner,
+            self.progress,
+            keep=self.config.keep_checkpoints,
+            ahead=ready.record() if ready else None,
+        )
 
     # -- at the end
 
