@@ -44,21 +44,36 @@ class Turns:
 
     def report(self, **measured: Any) -> None:
         """A step is over."""
+        synchronise()
         seconds = time.perf_counter() - self._started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"step": seconds, "peak": peak} | measured), file=self._out, flush=True)
+        print(json.dumps({"step": seconds, "peak": peak_memory()} | measured), file=self._out, flush=True)
+
+
+def synchronise() -> None:
+    """Let the GPU, if one is used, finish what it was given."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_memory() -> int:
+    """The most bytes so far: of the GPU where one is used, else of this process."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def run_ours(work: Any, folder: Path, turns: Turns) -> None:
     """Train with luffy until there are no more turns."""
-    from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+    from transformers import LlamaForCausalLM
     from workload import Lengths, draw_problems, reward
 
     from luffy import load_config, train
 
-    lengths = Lengths(work.lengths, work.prompt)
-    for kind in (LlamaForCausalLM, Qwen2ForCausalLM):
-        attach_when_built(kind, lengths)
+    attach_when_built(LlamaForCausalLM, Lengths(work.lengths, work.prompt))
     overrides = {
         "model": str(folder),
         "output": str(folder / "run"),
@@ -72,6 +87,7 @@ def run_ours(work: Any, folder: Path, turns: Turns) -> None:
         "policy.token_budget": work.token_budget,
         "policy.dtype": work.dtype,
         "policy.device": work.device,
+        "policy.gradient_checkpointing": work.gradient_checkpointing,
         "optimizer.learning_rate": 1e-6,
     }
     generated = 0
@@ -109,10 +125,12 @@ class Stopwatch:
         inner: Callable[..., Any] = getattr(owner, method)
 
         def timed(*positional: Any, **named: Any) -> Any:
+            synchronise()
             started = time.perf_counter()
             try:
                 return inner(*positional, **named)
             finally:
+                synchronise()
                 self.seconds[part] += time.perf_counter() - started
 
         setattr(owner, method, timed)
@@ -130,9 +148,7 @@ def run_trl(work: Any, folder: Path, turns: Turns) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     Lengths(work.lengths, work.prompt).attach(model)
     problems = draw_problems(work)
-    traces = {
-        str(one.prompt): [*tokenizer(one.traces[0].text)["input_ids"], END] for one in problems if one.traces
-    }
+    traces = {str(one.prompt): [*tokenizer(one.traces[0].text)["input_ids"], END] for one in problems if one.traces}
     generated: list[int] = [0]
     size = work.group_size
 
@@ -154,7 +170,7 @@ def run_trl(work: Any, folder: Path, turns: Turns) -> None:
         "max_completion_length": work.longest,
         "use_cpu": work.device == "cpu",
         "bf16": work.dtype == "bfloat16",
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": work.gradient_checkpointing,
         "optim": "adamw_torch_fused",
         "learning_rate": 1e-6,
         "lr_scheduler_type": "constant",

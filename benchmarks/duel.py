@@ -1,28 +1,36 @@
-"""Two trainers on the same work, taking turns step by step, so that both see the same machine."""
+"""Two trainers on the same work, taking turns step by step, so that both see the same machine at the same time."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import Any, Self
 
 from workload import Work
 
-Steps = list[dict[str, float]]
+PROGRAM = Path(__file__).with_name("contestant.py")
+SIDES = ("ours", "trl")
+Steps = list[dict[str, float]]  # what each step took: `step`, its parts, `tokens` and `peak`
+
+
+class ContestantError(RuntimeError):
+    """A trainer ended before its time; the message is the last line it wrote."""
 
 
 class Contestant:
-    """A trainer in another process."""
+    """A trainer in a process of its own; a context manager."""
 
     def __init__(self, side: str, work: Work) -> None:
         """side: ours or trl."""
-        self.side = side
-        program = Path(__file__).with_name("contestant.py")
-        self._errors: IO[bytes] = open(f"/tmp/{side}.log", "wb")
+        self.side, self.work = side, work
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in __exit__
         self._process = subprocess.Popen(
-            [sys.executable, str(program), side, work.to_json()],
+            [sys.executable, str(PROGRAM), side, work.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -30,16 +38,59 @@ class Contestant:
         )
 
     def step(self) -> dict[str, float]:
-        """Let it take one step."""
+        """Let it take a step. Raises ContestantError when it has failed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._failure() from None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(self.side)
-        return dict(json.loads(line))
+            raise self._failure()
+        measured: dict[str, float] = json.loads(line)
+        wanted = self.work.groups * sum(self.work.lengths)
+        if measured["tokens"] != wanted:
+            raise ContestantError(f"{self.side}: {measured['tokens']:.0f} tokens were generated, not {wanted}")
+        return measured
 
-    def close(self) -> None:
-        self._process.kill()
+    def _failure(self) -> ContestantError:
         self._process.wait()
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors if line.strip()] or ["no word of why"]
+        errors = [line for line in lines if "Error" in line.partition(":")[0]] or lines
+        return ContestantError(f"{self.side}: {errors[-1][:200]}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+def has_trl() -> bool:
+    """Whether TRL is installed."""
+    return find_spec("trl") is not None
+
+
+def duel(work: Work, steps: int, warm_up: int = 1) -> tuple[Steps, Steps]:
+    """Steps of ours and of TRL, in turn; the first ones, which load and warm up, are left out."""
+    with Contestant("ours", work) as ours, Contestant("trl", work) as trl:
+        taken = [(ours.step(), trl.step()) for _ in range(warm_up + steps)][warm_up:]
+    return [one for one, _ in taken], [other for _, other in taken]
+
+
+def alone(side: str, work: Work, steps: int, warm_up: int = 1) -> Steps:
+    """Steps of one side, where both at once would not fit into the memory."""
+    with Contestant(side, work) as contestant:
+        return [contestant.step() for _ in range(warm_up + steps)][warm_up:]
+
+
+def column(steps: Steps, name: str) -> list[Any]:
+    """One measurement of every step."""
+    return [step[name] for step in steps]

@@ -29,10 +29,9 @@ CERTAIN = 1e4  # added to a logit, it makes a token certain in every dtype
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model's shape; weights are random."""
+    """A Llama's shape; weights are random."""
 
     name: str
-    family: str  # llama or qwen2
     width: int
     inner: int
     layers: int
@@ -41,26 +40,31 @@ class Shape:
     vocabulary: int
     context: int = 8192
 
+    @property
+    def parameters(self) -> int:
+        """How many, the tied embedding once."""
+        return sum(parameter.numel() for parameter in build_model(self, device="meta").parameters())
+
 
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("miniature", "llama", 128, 384, 3, 4, 4, 24),  # the built-in miniature, 0.64M
-        Shape("small", "llama", 320, 960, 5, 5, 5, 1024),  # 6.5M
-        Shape("135M", "llama", 576, 1536, 30, 9, 3, 49152),  # SmolLM2-135M
-        Shape("0.5B", "qwen2", 896, 4864, 24, 14, 2, 151936),  # Qwen2-0.5B
-        Shape("1.5B", "qwen2", 1536, 8960, 28, 12, 2, 151936),  # Qwen2-1.5B
+        Shape("tiny", 32, 64, 2, 4, 2, 64),  # for tests
+        Shape("miniature", 128, 384, 3, 4, 4, 24),  # the built-in miniature, 0.64M
+        Shape("small", 320, 960, 5, 5, 5, 1024),  # 6.5M
+        Shape("135M", 576, 1536, 30, 9, 3, 49152),  # SmolLM2-135M
+        Shape("0.5B", 896, 4864, 24, 14, 2, 151936),  # Qwen2-0.5B, without the biases of its projections
+        Shape("1.5B", 1536, 8960, 28, 12, 2, 151936),  # Qwen2-1.5B, likewise
     )
 }
 
 
 def build_model(shape: Shape, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
     """A causal language model with random weights and tied embeddings."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    family = {"llama": LlamaConfig, "qwen2": Qwen2Config}[shape.family]
-    config = family(
+    config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
         intermediate_size=shape.inner,
@@ -74,7 +78,7 @@ def build_model(shape: Shape, dtype: torch.dtype = torch.float32, device: str = 
         pad_token_id=PAD,
     )
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return LlamaForCausalLM(config).to(dtype)
 
 
 def save_model(shape: Shape, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -103,6 +107,7 @@ class Work:
     rows: int = 8  # rows in a micro-batch of TRL
     dtype: str = "float32"
     device: str = "cpu"
+    gradient_checkpointing: bool = False
     trl: dict[str, Any] = field(default_factory=dict)  # further settings of GRPOConfig
 
     @property
