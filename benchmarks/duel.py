@@ -81,8 +81,15 @@ def has_trl() -> bool:
 def duel(work: Work, steps: int, warm_up: int = 1) -> tuple[Steps, Steps]:
     """Steps of ours and of TRL, in turn; the first ones, which load and warm up, are left out."""
     with Contestant("ours", work) as ours, Contestant("trl", work) as trl:
-        taken = [(ours.step(), trl.step()) for _ in range(warm_up + steps)][warm_up:]
-    return [one for one, _ in taken], [other for _, other in taken]
+        taken = []
+        for number in range(warm_up + steps):
+            taken.append((ours.step(), trl.step()))
+            print(
+                f"{work.shape} {number + 1}/{warm_up + steps}: ours {taken[-1][0]['step']:.2f} s, "
+                f"TRL {taken[-1][1]['step']:.2f} s",
+                file=sys.stderr,
+            )
+    return [one for one, _ in taken[warm_up:]], [other for _, other in taken[warm_up:]]
 
 
 def alone(side: str, work: Work, steps: int, warm_up: int = 1) -> Steps:

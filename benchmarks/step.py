@@ -17,42 +17,45 @@ import time
 from itertools import pairwise
 from typing import Any
 
-from duel import ContestantError, Steps, column, duel, has_trl
+from duel import ContestantError, column, duel, has_trl
 from measuring import outcome, ratio, report, spread
 from workload import Work
 
 from luffy import load_config, train
 
-REPEATS = 5
-LUFFY = {
-    "miniature": Work("miniature", groups=4, lengths=(60, 83, 107, 130, 153, 177, 200), trace=1000),
-    "135M": Work("135M", groups=1, lengths=(60, 70, 80, 90, 100, 110, 120), trace=600, token_budget=4096, rows=4),
-}
-ON_POLICY = {
-    "miniature": Work("miniature", groups=16, lengths=(35,) * 8, rows=128),
-    "135M": Work("135M", groups=2, lengths=(35,) * 8, rows=16),
+REPEATS = {"miniature": 9, "135M": 5}  # steps of each side
+GOALS = {"luffy": {"step": ">= 3", "update": ">= 4"}, "on-policy": {"step": ">= 1.5"}}
+CASES = {
+    "luffy-miniature": Work("miniature", groups=4, lengths=(60, 83, 107, 130, 153, 177, 200), trace=1000),
+    "luffy-135M": Work("135M", groups=1, lengths=(60, 70, 80, 90, 100, 110, 120), trace=600, token_budget=4096, rows=4),
+    "on-policy-miniature": Work("miniature", groups=16, lengths=(35,) * 8, rows=128),
+    "on-policy-135M": Work("135M", groups=2, lengths=(35,) * 8, rows=16),
 }
 STEPS, SKIPPED = 30, 5  # of the miniature's recipe
 PARTS = ("generate", "verify", "update", "synchronise")
 
 
-def against_trl(what: str, work: Work, goals: dict[str, str]) -> tuple[list[dict[str, Any]], dict[str, Steps]]:
+def against_trl(case: str) -> None:
     """A row for each part of the step that has a goal."""
-    names = {"step": f"whole step, {what}", "update": f"update alone, {what}", "generate": f"generation in it, {what}"}
-    if not has_trl():
-        why = "TRL is not installed: pip install 'luffy-rl[bench]'"
-        return [outcome(names[part], "TRL", None, goal, note=why) for part, goal in goals.items()], {}
+    work, (method, _, model) = CASES[case], case.rpartition("-")
+    goals = GOALS[method]
+    names = {"step": f"whole step, {method}, {model}", "update": f"update alone, {method}, {model}"}
     try:
-        ours, trl = duel(work, REPEATS)
+        if not has_trl():
+            raise ContestantError("TRL is not installed: pip install 'luffy-rl[bench]'")
+        ours, trl = duel(work, REPEATS[model])
     except ContestantError as error:
-        return [outcome(names[part], "TRL", None, goal, note=str(error)) for part, goal in goals.items()], {}
+        report(
+            f"step-{case}", [outcome(names[part], "TRL", None, goal, note=str(error)) for part, goal in goals.items()]
+        )
+        return
     rows = []
     for part, goal in goals.items():
         faster = ratio(column(trl, part), column(ours, part))
         medians = [spread(column(steps, part))["median"] for steps in (ours, trl)]
         note = f"{medians[0]:.2f} s against {medians[1]:.2f} s, {work.trained_tokens:,} tokens"
         rows.append(outcome(names[part], "TRL", faster, goal, note=note))
-    return rows, {"ours": ours, "trl": trl}
+    report(f"step-{case}", rows, ours=ours, trl=trl)
 
 
 def outside() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -75,13 +78,6 @@ def outside() -> tuple[dict[str, Any], dict[str, Any]]:
     return row, {"step": wholes} | parts
 
 
-def measure(model: str) -> None:
-    """The rows of one model."""
-    luffy, luffy_steps = against_trl(f"LUFFY, {model}", LUFFY[model], {"step": ">= 3", "update": ">= 4"})
-    on_policy, on_policy_steps = against_trl(f"on-policy, {model}", ON_POLICY[model], {"step": ">= 1.5"})
-    report(f"step-{model}", [*luffy, *on_policy], luffy=luffy_steps, on_policy=on_policy_steps)
-
-
 def measure_parts() -> None:
     """The row on where our time goes."""
     row, parts = outside()
@@ -91,9 +87,9 @@ def measure_parts() -> None:
 def main() -> None:
     """Measure all, or what is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=[*LUFFY, "parts"], default=[*LUFFY, "parts"])
-    for what in parser.parse_args().what:
-        measure_parts() if what == "parts" else measure(what)
+    parser.add_argument("what", nargs="*", help=", ".join([*CASES, "parts"]))
+    for what in parser.parse_args().what or [*CASES, "parts"]:
+        measure_parts() if what == "parts" else against_trl(what)
 
 
 if __name__ == "__main__":

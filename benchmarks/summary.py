@@ -16,12 +16,14 @@ from measuring import RESULTS, ROOT, replace, shown
 from rich.console import Console
 from rich.table import Table
 
-ORDER = (
-    "step-miniature",
-    "step-135M",
+ORDER = (  # files, as the table lists them
+    "step-luffy-miniature",
+    "step-luffy-135M",
+    "step-on-policy-miniature",
+    "step-on-policy-135M",
+    "generation",
     "update-miniature",
     "update-135M",
-    "generation",
     "memory",
     "step-parts",
     "doubling",

@@ -37,7 +37,7 @@ UNEVEN = {
     "miniature": Work("miniature", groups=4, lengths=(60, 83, 107, 130, 153, 177, 200), trace=1002),
     "135M": Work("135M", groups=1, lengths=(60, 70, 80, 90, 100, 110, 120), trace=602, token_budget=4096),
 }
-REPEATS = 5
+REPEATS = {"miniature": 11, "135M": 5}
 
 
 def start_learner(shape: Shape, overrides: dict[str, Any]) -> Learner:
@@ -104,7 +104,7 @@ def measure(name: str, work: Work) -> tuple[list[dict[str, Any]], dict[str, Any]
     equal = make_groups(shape, [[even] * len(members)] * work.groups, work.prompt, traces=1)
     multiply, operations = matrix_products(shape, tokens=1024)
     uneven_s, equal_s, products_s = seconds(
-        partial(learner.update, uneven, 0), partial(learner.update, equal, 0), multiply, repeats=REPEATS
+        partial(learner.update, uneven, 0), partial(learner.update, equal, 0), multiply, repeats=REPEATS[name]
     )
     parameters = sum(parameter.numel() for parameter in learner.policy.parameters())
     rates = [operations / one for one in products_s]
@@ -140,7 +140,7 @@ def bfloat16_row(shape: Shape, groups: Sequence[Group], limit: float, overrides:
         with torch.autocast("cpu", torch.bfloat16):
             multiply()
 
-    update_s, products_s = seconds(partial(learner.update, groups, 0), multiply_in_bfloat16, repeats=REPEATS)
+    update_s, products_s = seconds(partial(learner.update, groups, 0), multiply_in_bfloat16, repeats=REPEATS["135M"])
     shares = [limit * product / operations / update for update, product in zip(update_s, products_s, strict=True)]
     return outcome(what, against, spread(shares), goal)
 
