@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from duel import SIDES, ContestantError, Steps, alone, column, has_trl
-from measuring import report, spread
+from measuring import report, show, spread
 from workload import FIRST_WORD, SHAPES, Work, save_model
 
 LENGTHS = (128, 192, 256, 320, 384, 448, 512)
@@ -168,8 +168,10 @@ def main() -> int:
     for work in scale.works:
         rows += [attempt(f"{work.shape}, {side}", partial(run_side, side, work, scale.steps, rate)) for side in SIDES]
         rows.append(attempt(f"{work.shape}, vllm", partial(run_vllm, work)))
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    report("gpu-tiny" if arguments.tiny else "gpu", rows, device=name, matmul_rate=rate)
+    if arguments.tiny:
+        show("a test, no measurement", rows)
+    else:
+        report("gpu", rows, device=torch.cuda.get_device_name(), matmul_rate=rate)
     return 0
 
 

@@ -58,15 +58,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
+def show(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
+    table = Table(*rows[0], title=name)
+    for row in rows:
+        table.add_row(*(shown(value, "%" in str(row.get("goal"))) for value in row.values()))
+    Console(width=160).print(table)
+
+
 def report(name: str, rows: Sequence[dict[str, Any]], **measured: Any) -> None:
     """Print the rows as a table and write them, with the machine, to results/NAME.json.
 
     measured: what the rows were made from, for the file alone.
     """
-    table = Table(*rows[0], title=name)
-    for row in rows:
-        table.add_row(*(shown(value, "%" in str(row.get("goal"))) for value in row.values()))
-    Console(width=160).print(table)
+    show(name, rows)
     machine = {
         "processor": next(
             (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
