@@ -21,7 +21,7 @@ from luffy import load_config, train
 from luffy.evaluation.statistics import seeds_difference
 
 SET, STEPS, SHOWN = "miniature/hard", 100, (40, 60, 80, 100)
-TIMED_STEPS, SKIPPED, REPEATS = 20, 3, 5
+TIMED_STEPS, SKIPPED = 20, 3
 ARMS = (0, 1)
 
 
@@ -30,12 +30,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/ahead"))
-    parser.add_argument("--only-learn", action="store_true", help="no timing, no report")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 0: no timing")
     arguments = parser.parse_args()
     curves = {ahead: [_learn(ahead, seed, arguments.output) for seed in range(arguments.seeds)] for ahead in ARMS}
-    if arguments.only_learn:
-        return
-    timed = [[_timed(ahead) for ahead in ARMS] for _ in range(REPEATS)]
+    timed = [[_timed(ahead) for ahead in ARMS] for _ in range(arguments.repeats)]
     report("ahead", [_row(ahead, curves, timed) for ahead in ARMS])
 
 
@@ -70,9 +68,12 @@ def _row(ahead: int, curves: dict[int, list[dict[int, float]]], timed: list[list
     for step in SHOWN:
         values = [curve[step] for curve in curves[ahead]]
         row[f"accuracy {step}"] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        difference = seeds_difference(values, [curve[step] for curve in curves[0]])
-        if difference:
-            row[f"minus ahead=0, {step}"] = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+        difference = seeds_difference(values, [curve[step] for curve in curves[0]]) if ahead else None
+        row[f"minus ahead=0, {step}"] = (
+            f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "-"
+        )
+    if not timed:
+        return row
     row["step, s"] = statistics.median(one[ahead]["time/step"] for one in timed)
     row["waiting for groups, s"] = statistics.median(one[ahead]["time/generate"] for one in timed)
     row["step / step of ahead=0"] = ratio(
