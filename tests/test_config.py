@@ -115,6 +115,14 @@ def test_a_wrong_value_names_key_and_range(override, message):
     [
         (["rollout.traces=8"], "rollout: traces (8) must be fewer than group_size (8): a group needs own rollouts."),
         (["rollout.traces=0"], "method 'luffy' learns from traces, but rollout.traces is 0."),
+        (
+            ["rollout.ahead=1"],
+            "importance sampling corrects: set objective.importance_cap, for example to 2.",
+        ),
+        (
+            ["rollout.device=cuda:1"],
+            "rollout: device is that of the copy that generates ahead: set rollout.ahead to 1.",
+        ),
         (["updates_per_step=17"], "updates_per_step (17) is larger than problems_per_step (16)."),
         (["data.miniature.shortest=9"], "data.miniature: shortest (9) is larger than longest (8)."),
         (["data.miniature.traced=300"], "data.miniature: traced (300) is larger than problems (256)."),

@@ -110,6 +110,11 @@ class DataConfig(Section):
     on_bad_row: Literal["refuse", "drop"] = Field(
         "refuse", description="A row that is not a problem: stop or leave out."
     )
+    drop_solved: int = Field(
+        0,
+        ge=0,
+        description="Leave a problem out once all its own rollouts were right in so many visits in a row; 0: never.",
+    )
     miniature: MiniatureConfig = Field(default_factory=MiniatureConfig, description="Dials of the built-in task.")
 
     @model_validator(mode="after")
@@ -151,9 +156,20 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 samples from the whole distribution.")
     max_tokens: Count = Field(512, description="Longest completion, in tokens; a longer one is cut and earns nothing.")
     batch_tokens: Count = Field(65536, description="Tokens (rows x length) that may be generated at once.")
+    ahead: int = Field(
+        0, ge=0, le=1, description="1: generate the next step's groups while the policy is updated, one step behind it."
+    )
+    device: str | None = Field(
+        None, description="Device of the copy that generates ahead: cpu, cuda or cuda:N; empty: that of the policy."
+    )
+    redraw: int = Field(
+        0, ge=0, description="How often a step may draw problems in place of those without signal (DAPO); 0: never."
+    )
 
     @model_validator(mode="after")
     def _room(self) -> RolloutConfig:
+        if self.device is not None and not self.ahead:
+            raise ValueError("device is that of the copy that generates ahead: set rollout.ahead to 1")
         if self.traces >= self.group_size:
             raise ValueError(
                 f"traces ({self.traces}) must be fewer than group_size ({self.group_size}): a group needs own rollouts"
@@ -208,7 +224,11 @@ class PolicyConfig(Section):
     """How the model is held and computed."""
 
     dtype: Literal["float32", "bfloat16", "float64"] = Field("float32", description="Type of the weights.")
-    autocast: Literal["none", "bfloat16"] = Field("none", description="Type of matrix products during the update.")
+    autocast: Literal["auto", "none", "bfloat16"] = Field(
+        "auto",
+        description="Type of the update's matrix products; auto: bfloat16 for a large model where the processor or GPU "
+        "has units for it; none: the weights' type.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory.")
     token_budget: Count = Field(4096, description="Tokens a micro-batch of the update may compute, padding counted.")
     chunk_elements: Count = Field(2**24, description="Logits (tokens x vocabulary) that may exist at once.")
@@ -288,6 +308,11 @@ class Config(Section):
             raise ValueError(f"unknown method {self.method!r}.{nearest(self.method, METHODS)}")
         if METHODS[self.method].traces != "none" and self.rollout.traces == 0:
             raise ValueError(f"method {self.method!r} learns from traces, but rollout.traces is 0")
+        if self.rollout.ahead and self.objective.importance_cap is None:
+            raise ValueError(
+                "rollout.ahead=1 learns from rollouts of the policy one step before, which truncated importance "
+                "sampling corrects: set objective.importance_cap, for example to 2"
+            )
         groups = self.problems_per_step
         if self.updates_per_step > groups:
             raise ValueError(f"updates_per_step ({self.updates_per_step}) is larger than problems_per_step ({groups})")

@@ -1,26 +1,24 @@
 """The steps before the update: what is drawn, who joins a group, what is verified, what it is worth."""
 
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fake_problems import FakeTokenizer, Known, encoded
 from luffy import load_config
 from luffy.algorithm import METHODS
 from luffy.data import EncodedProblem, EncodedTrace
+from luffy.errors import RunError
 from luffy.reward import Verdict
 from luffy.training.clock import Clock
-from luffy.training.groups import assign_advantages, collect_groups, draw, seed_of
+from luffy.training.draw import draw, seed_of
+from luffy.training.groups import assign_advantages, collect_groups, refuse_failing_verifier
 from luffy.training.metrics import group_metrics, rollout_records
 from luffy.types import Completion, Group, Problem, Rollout
-
-
-class FakeTokenizer:
-    """Token 9 ends a text and is special; the others are themselves."""
-
-    def decode(self, ids, skip_special_tokens=False):
-        return " ".join(str(one) for one in ids if not (skip_special_tokens and one == 9))
 
 
 class FakeEngine:
@@ -37,30 +35,25 @@ class FakeEngine:
         ]
 
 
-def encoded(number, traces=0, reward=1.0):
-    problem = Problem(f"p{number}", f"prompt {number}", f"{number} 0")
-    made = tuple(EncodedTrace((number, 50 + place, 9), None, f"trace {place}", reward) for place in range(traces))
-    return EncodedProblem(problem, (number,), made)
-
-
 def collect(problems, method="luffy", step=1, engine=None, **overrides):
     graded = []
 
-    def verify(pairs):
+    def submit(pairs):
         graded.extend(pairs)
-        return [Verdict(text == answer, text) for text, answer in pairs]
+        return Known([Verdict(text == answer, text) for text, answer in pairs])
 
-    groups = collect_groups(
-        problems,
-        engine=engine or FakeEngine(),
-        verify=verify,
-        tokenizer=FakeTokenizer(),
-        method=METHODS[method],
-        config=load_config(overrides={"rollout.group_size": 4} | overrides),
-        step=step,
-        clock=Clock(),
-    )
-    return groups, graded
+    around = around_collecting(method, step, **overrides)
+    return collect_groups(problems, engine=engine or FakeEngine(), submit=submit, **around), graded
+
+
+def around_collecting(method="luffy", step=1, **overrides):
+    return {
+        "tokenizer": FakeTokenizer(),
+        "method": METHODS[method],
+        "config": load_config(overrides={"rollout.group_size": 4} | overrides),
+        "step": step,
+        "clock": Clock(),
+    }
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3))
@@ -143,6 +136,98 @@ def test_a_traces_own_logprobs_are_used():
     trace = EncodedTrace((1, 9), (-0.1, -0.2), "t", 1.0)
     (group,), _ = collect([EncodedProblem(problem.problem, problem.prompt_ids, (trace,))])
     assert group.rollouts[-1].behavior_logprobs == (-0.1, -0.2)
+
+
+# -- verifying while others are generated
+
+
+class StreamingFake(FakeEngine):
+    """Hands over the groups one by one, the last first, each after `seconds`."""
+
+    def __init__(self, log, seconds=0.0):
+        super().__init__()
+        self.log, self.seconds = log, seconds
+
+    def stream(self, prompt_ids, n, sampling):
+        completions = self.generate(prompt_ids, n, sampling)
+        for index in reversed(range(len(prompt_ids))):
+            time.sleep(self.seconds)
+            self.log.append(f"generated {prompt_ids[index][0]}")
+            yield index, completions[index]
+
+
+def in_the_background(workers, log, seconds=0.0):
+    """A `submit` whose verdicts are found out beside the caller, `seconds` a completion."""
+
+    def verify(pairs):
+        time.sleep(seconds * len(pairs))
+        return [Verdict(text == answer, text) for text, answer in pairs]
+
+    def submit(pairs):
+        log.append(f"submitted {pairs[0][1].split()[0]}")
+        return workers.submit(verify, list(pairs))
+
+    return submit
+
+
+def test_a_group_is_verified_as_soon_as_the_engine_hands_it_over():
+    problems, log = [encoded(number, number % 2) for number in range(1, 6)], []
+    with ThreadPoolExecutor(1) as workers:
+        groups = collect_groups(
+            problems, engine=StreamingFake(log), submit=in_the_background(workers, log), **around_collecting()
+        )
+    numbers = [5, 3, 1, 4, 2]  # those with a trace need fewer rollouts: a call of their own
+    assert log == [line for number in numbers for line in (f"generated {number}", f"submitted {number}")]
+    assert groups == collect(problems)[0]  # as if nothing had been streamed
+
+
+def test_only_waiting_counts_as_verifying():
+    with ThreadPoolExecutor(1) as workers:
+        clock = Clock()
+        collect_groups(
+            [encoded(number) for number in range(1, 5)],
+            engine=StreamingFake([], seconds=0.2),
+            submit=in_the_background(workers, [], seconds=0.05),  # 3 of 4 completions have ended: 0.15 a group
+            **around_collecting() | {"clock": clock},
+        )
+    metrics = clock.metrics()
+    assert metrics["time/generate"] >= 0.8
+    assert 0.1 < metrics["time/verify"] < 0.45  # the last group; 0.6 if it began when all were generated
+
+
+def test_a_block_within_a_block_counts_once():
+    clock = Clock()
+    with clock("outer"):
+        time.sleep(0.02)
+        with clock("inner"):
+            time.sleep(0.2)
+            with clock("outer"):
+                time.sleep(0.02)
+        with clock("inner"):
+            pass
+    metrics = clock.metrics()
+    assert 0.04 <= metrics["time/outer"] < 0.2 <= metrics["time/inner"]
+    assert metrics["time/outer"] + metrics["time/inner"] <= metrics["time/step"]
+
+
+def failing(failures, verified, cut_off=2):
+    own = [Rollout((1,), (2,), (-0.5,), False, True, 0.0, "", "timeout" if place < failures else None)
+           for place in range(verified)]  # fmt: skip
+    cut = [Rollout((1,), (2,), (-0.5,), False, False, 0.0, "") for _ in range(cut_off)]  # were not verified
+    trace = Rollout((1,), (2,), (0.0,), True, True, 1.0, "")
+    return [Group(Problem("p", "q", "a"), [*own, trace]), Group(Problem("p", "q", "a"), [*cut, trace])]
+
+
+@pytest.mark.parametrize(
+    ("limit", "failures", "stops"), [(0.5, 1, False), (0.5, 2, False), (0.5, 3, True), (0.0, 1, True), (1.0, 4, False)]
+)
+def test_how_many_failures_stop_a_run(limit, failures, stops):
+    groups = failing(failures, 4)
+    if stops:
+        with pytest.raises(RunError, match=f"failed on {failures} of 4 completions of a step \\(first: timeout\\)"):
+            refuse_failing_verifier(groups, limit)
+    else:
+        refuse_failing_verifier(groups, limit)
 
 
 def rewarded(rewards, traces):

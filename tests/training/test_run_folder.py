@@ -19,6 +19,7 @@ from luffy.training.checkpoint import (
     list_checkpoints,
     load_optimizer,
     load_weights,
+    read_ahead,
     read_progress,
     save_checkpoint,
 )
@@ -216,7 +217,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path, trained, monkeypatc
     assert read_progress(before).step == 1
 
 
-@pytest.mark.parametrize("damage", ["state.json", "model/model.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("damage", ["state.json", "model/model.safetensors", "optimizer.safetensors", "ahead.json"])
 def test_a_damaged_checkpoint_is_named(tmp_path, trained, damage):
     loaded, learner = trained
     save(tmp_path, trained, 1)
@@ -226,6 +227,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, trained, damage):
         "state.json": lambda: read_progress(checkpoint),
         "model/model.safetensors": lambda: load_weights(checkpoint, loaded),
         "optimizer.safetensors": lambda: load_optimizer(checkpoint, learner),
+        "ahead.json": lambda: read_ahead(checkpoint),
     }
     with pytest.raises(RunError, match=r"step-000001: cannot be read .*Delete it to use the one before"):
         read[damage]()

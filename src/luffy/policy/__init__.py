@@ -14,6 +14,7 @@ from luffy.policy.load import (
 )
 from luffy.policy.logprobs import Loss, TokenScores, output_head, score_hidden_states
 from luffy.policy.packing import PackedRows, pack_rows
+from luffy.policy.precision import pick_autocast
 from luffy.policy.scorer import Scorer
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "pack_rows",
     "pad_rows",
     "padding_fraction",
+    "pick_autocast",
     "pick_device",
     "plan_attention",
     "score_hidden_states",

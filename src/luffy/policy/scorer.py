@@ -16,6 +16,7 @@ from luffy.policy.attention import no_mask, plan_attention
 from luffy.policy.batching import MicroBatch, pad_rows, split_packed, split_padded
 from luffy.policy.logprobs import Loss, TokenScores, output_head, score_hidden_states
 from luffy.policy.packing import pack_rows
+from luffy.policy.precision import Autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,7 @@ class Scorer(torch.nn.Module):
         *,
         pad_id: int,
         chunk_elements: int,
-        autocast: str = "none",
+        autocast: Autocast = "none",
         packed: bool = True,
     ) -> None:
         """chunk_elements: logits (tokens x vocabulary) at once. autocast: `bfloat16` for matrix products in it.

@@ -6,7 +6,7 @@ An engine is imported when it is asked for: what only reads results needs no tor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from luffy.rollout.engine import Engine, Sampling
+from luffy.rollout.engine import Engine, Sampling, StreamingEngine, stream
 
 if TYPE_CHECKING:
     from luffy.rollout.sampling import draw_tokens, keep_nucleus
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _HOMES = {"TransformersEngine": "transformers_engine", "draw_tokens": "sampling", "keep_nucleus": "sampling"}
 
-__all__ = ["Engine", "Sampling", "TransformersEngine", "draw_tokens", "keep_nucleus"]
+__all__ = ["Engine", "Sampling", "StreamingEngine", "TransformersEngine", "draw_tokens", "keep_nucleus", "stream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from luffy.types import Completion
 
@@ -40,3 +40,23 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
         ...
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """An engine that can hand over the completions of a prompt while it still generates those of others."""
+
+    def stream(
+        self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yield (index of the prompt, its n completions) as they are there: what `generate` returns, in any order."""
+        ...
+
+
+def stream(
+    engine: Engine, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling
+) -> Iterator[tuple[int, list[Completion]]]:
+    """Stream from any engine: from one that cannot, everything comes at the end."""
+    if isinstance(engine, StreamingEngine):
+        return engine.stream(prompt_ids, n, sampling)
+    return iter(enumerate(engine.generate(prompt_ids, n, sampling)))

@@ -2,19 +2,22 @@
 
     RUN/checkpoints/step-000050/model/               a Hugging Face folder
     RUN/checkpoints/step-000050/optimizer.safetensors  AdamW's moments
+    RUN/checkpoints/step-000050/ahead.json             the next step's batch, where it was collected ahead
     RUN/checkpoints/step-000050/state.json             step, counters; written last
 
-Random numbers need no state: what is drawn in a step follows from seed and step. Nothing is pickled.
+Random numbers need no state: what is drawn follows from the seed, the step and the place in the row of problems.
+Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,11 +38,21 @@ class Progress:
     tokens_generated: int = 0
     seconds: float = 0.0
     verifier_failures: int = 0
+    problems_drawn: int = 0  # place in the row of problems
+    solved: dict[str, int] = field(default_factory=dict)  # problem id: visits in a row with nothing but right rollouts
 
 
-def save_checkpoint(run: Path, loaded: LoadedModel, learner: Learner, progress: Progress, keep: int) -> None:
+def save_checkpoint(
+    run: Path,
+    loaded: LoadedModel,
+    learner: Learner,
+    progress: Progress,
+    keep: int,
+    ahead: Mapping[str, Any] | None = None,
+) -> None:
     """Write `checkpoints/step-N` unless it is there already, then remove all but the newest `keep`.
 
+    ahead: record of the next step's batch, if it is there already.
     Raises RunError when it cannot be written; earlier checkpoints are then untouched.
     """
     folder = run / "checkpoints" / f"step-{progress.step:06d}"
@@ -49,6 +62,8 @@ def save_checkpoint(run: Path, loaded: LoadedModel, learner: Learner, progress: 
     def fill(folder: Path) -> None:
         save_model(folder / "model", loaded)
         save_file(_moments(learner.optimizer), folder / "optimizer.safetensors")
+        if ahead is not None:
+            (folder / "ahead.json").write_text(json.dumps(ahead))
         (folder / "state.json").write_text(json.dumps(asdict(progress)))
 
     write_folder_whole(folder, fill)
@@ -87,6 +102,15 @@ def read_progress(checkpoint: Path) -> Progress:
         return Progress(**json.loads((checkpoint / "state.json").read_text()))
     except (ValueError, TypeError, OSError) as error:
         raise RunError(f"{checkpoint}: cannot be read ({error}). Delete it to use the one before.") from None
+
+
+def read_ahead(checkpoint: Path) -> dict[str, Any] | None:
+    """The record of the next step's batch, if the checkpoint has one. Raises RunError when it cannot be read."""
+    path = checkpoint / "ahead.json"
+    if not path.exists():
+        return None
+    with _reading(checkpoint):
+        return dict(json.loads(path.read_text()))
 
 
 def load_weights(checkpoint: Path, loaded: LoadedModel) -> None:

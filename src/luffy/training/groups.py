@@ -1,23 +1,24 @@
-"""The steps before the update: draw problems, collect groups, assign advantages.
+"""The steps before the update: collect groups, assign advantages.
 
-What is drawn depends on the seed and the step alone, never on what was drawn before: a run that is resumed needs no
-generator state to continue exactly.
+What is sampled depends on the seed, the step and the attempt alone, never on what was sampled before: a run that is
+resumed needs no generator state to continue exactly.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from luffy.algorithm import Method, group_advantages
 from luffy.config import Config
-from luffy.rollout import Engine, Sampling
+from luffy.errors import RunError
+from luffy.rollout import Engine, Sampling, stream
 from luffy.training.clock import Clock
+from luffy.training.draw import seed_of
 from luffy.types import Completion, Group, Rollout
 
 if TYPE_CHECKING:
@@ -26,63 +27,70 @@ if TYPE_CHECKING:
     from luffy.data import EncodedProblem, EncodedTrace
     from luffy.reward import Verdict
 
-Item = TypeVar("Item")
-Verify = Callable[[Sequence[tuple[str, str]]], "list[Verdict]"]
+
+class Pending(Protocol):
+    """Verdicts that are being found out."""
+
+    def result(self) -> list[Verdict]:
+        """Wait for all of them."""
+        ...
 
 
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from a purpose and numbers, the same on every machine."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def draw(items: Sequence[Item], step: int, count: int, *parts: object) -> list[Item]:
-    """The `count` items of step `step` (from 0) in an endless row of shuffled epochs; `parts` seed the shuffles."""
-    drawn: list[Item] = []
-    for position in range(step * count, (step + 1) * count):
-        epoch, place = divmod(position, len(items))
-        drawn.append(items[_epoch_order(len(items), seed_of("epoch", epoch, *parts))[place]])
-    return drawn
-
-
-@lru_cache(maxsize=8)
-def _epoch_order(length: int, seed: int) -> tuple[int, ...]:
-    order = list(range(length))
-    random.Random(seed).shuffle(order)
-    return tuple(order)
+Submit = Callable[[Sequence[tuple[str, str]]], Pending]  # pairs of completion and answer, to be verified
 
 
 def collect_groups(
     problems: Sequence[EncodedProblem],
     *,
     engine: Engine,
-    verify: Verify,
+    submit: Submit,
     tokenizer: PreTrainedTokenizerBase,
     method: Method,
     config: Config,
     step: int,
     clock: Clock,
+    attempt: int = 0,
 ) -> list[Group]:
     """Sample rollouts for each problem, verify them, and let the traces join as the method says.
 
+    submit: starts to verify. Where it does so in other processes and the engine can stream, the first groups are
+    verified while others are still generated; the clock counts as `verify` only what is waited for.
+    attempt: how often problems of this step have been sampled before; like the step it decides what is sampled.
     A group always has `rollout.group_size` members: a problem with fewer traces than asked for gets more rollouts.
     """
     traces = [_choose_traces(problem, method, config, step) for problem in problems]
+    counts = [config.rollout.group_size - len(chosen) for chosen in traces]
+    sampled: dict[int, _Sampled] = {}
     with clock("generate"):
-        completions = _sample(problems, [config.rollout.group_size - len(t) for t in traces], engine, config, step)
-    texts = [[decode(completion, tokenizer) for completion in group] for group in completions]
-    with clock("verify"):
-        verdicts = _verify_finished(problems, completions, texts, verify)
+        for index, completions in _sample(problems, counts, engine, config, step, attempt):
+            texts = [decode(completion, tokenizer) for completion in completions]
+            with clock("verify"):
+                sampled[index] = _Sampled(
+                    completions, texts, _submit_finished(problems[index], completions, texts, submit)
+                )
     groups = []
-    for problem, own, own_texts, own_verdicts, expert in zip(
-        problems, completions, texts, verdicts, traces, strict=True
-    ):
-        rollouts = [
-            sampled_rollout(problem, completion, text, verdict)
-            for completion, text, verdict in zip(own, own_texts, own_verdicts, strict=True)
-        ]
-        groups.append(Group(problem.problem, rollouts + [trace_rollout(problem, trace) for trace in expert]))
+    with clock("verify"):
+        for index, (problem, expert) in enumerate(zip(problems, traces, strict=True)):
+            own = sampled[index].rollouts(problem)
+            groups.append(Group(problem.problem, own + [trace_rollout(problem, trace) for trace in expert]))
     return groups
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """The own completions of a group while they are verified."""
+
+    completions: list[Completion]
+    texts: list[str]
+    pending: Pending  # verdicts of those that ended by themselves
+
+    def rollouts(self, problem: EncodedProblem) -> list[Rollout]:
+        """Wait for the verdicts."""
+        verdicts = iter(self.pending.result())
+        return [
+            sampled_rollout(problem, completion, text, next(verdicts) if completion.finished else None)
+            for completion, text in zip(self.completions, self.texts, strict=True)
+        ]
 
 
 def assign_advantages(groups: Sequence[Group], method: Method, config: Config) -> None:
@@ -95,6 +103,28 @@ def assign_advantages(groups: Sequence[Group], method: Method, config: Config) -
             scale=config.objective.scale,
         )
         group.advantages = advantages.tolist()
+
+
+def refuse_failing_verifier(groups: Sequence[Group], share: float) -> None:
+    """Stop a run whose verifier fails. share: the most of the verified completions that may have no verdict.
+
+    Raises RunError, naming the first failure.
+    """
+    own = [rollout for group in groups for rollout in group.rollouts if not rollout.off_policy]
+    verified = sum(rollout.finished for rollout in own)
+    failures = [rollout.failure for rollout in own if rollout.failure is not None]
+    allowed = max(1, share * verified) if share else 0  # a single failure says little, unless none may be
+    if len(failures) > allowed:
+        raise RunError(
+            f"the verifier failed on {len(failures)} of {verified} completions of a step (first: {failures[0]}). "
+            "Correct the reward function or raise reward.deadline or reward.max_failures."
+        )
+
+
+def has_signal(group: Group, method: Method) -> bool:
+    """Whether anything can be learned from a group: an advantage other than 0, or a trace that is imitated anyway."""
+    imitated = method.traces == "supervised" and any(rollout.off_policy for rollout in group.rollouts)
+    return imitated or any(group.advantages)
 
 
 def sampled_rollout(problem: EncodedProblem, completion: Completion, text: str, verdict: Verdict | None) -> Rollout:
@@ -139,36 +169,29 @@ def _choose_traces(problem: EncodedProblem, method: Method, config: Config, step
 
 
 def _sample(
-    problems: Sequence[EncodedProblem], counts: Sequence[int], engine: Engine, config: Config, step: int
-) -> list[list[Completion]]:
-    """Completions for each problem; one engine call for each number of rollouts that occurs (nearly always one)."""
-    completions: list[list[Completion]] = [[] for _ in problems]
+    problems: Sequence[EncodedProblem],
+    counts: Sequence[int],
+    engine: Engine,
+    config: Config,
+    step: int,
+    attempt: int,
+) -> Iterator[tuple[int, list[Completion]]]:
+    """(Problem index, completions) in any order; one engine call for each number of rollouts (nearly always one)."""
     for count in sorted(set(counts)):
         chosen = [index for index, wanted in enumerate(counts) if wanted == count]
         sampling = Sampling(
             max_tokens=config.rollout.max_tokens,
             temperature=config.rollout.temperature,
             top_p=config.rollout.top_p,
-            seed=seed_of("sample", config.seed, step, count),
+            seed=seed_of("sample", config.seed, step, count, *([attempt] if attempt else [])),
         )
-        drawn = engine.generate([problems[index].prompt_ids for index in chosen], count, sampling)
-        for index, group in zip(chosen, drawn, strict=True):
-            completions[index] = group
-    return completions
+        for place, completions in stream(engine, [problems[index].prompt_ids for index in chosen], count, sampling):
+            yield chosen[place], completions
 
 
-def _verify_finished(
-    problems: Sequence[EncodedProblem],
-    completions: Sequence[Sequence[Completion]],
-    texts: Sequence[Sequence[str]],
-    verify: Verify,
-) -> list[list[Verdict | None]]:
-    """Verdicts of the completions that ended by themselves; None for the others."""
-    places = [
-        (row, column) for row, group in enumerate(completions) for column, one in enumerate(group) if one.finished
-    ]
-    verdicts = verify([(texts[row][column], problems[row].problem.answer) for row, column in places])
-    result: list[list[Verdict | None]] = [[None] * len(group) for group in completions]
-    for (row, column), verdict in zip(places, verdicts, strict=True):
-        result[row][column] = verdict
-    return result
+def _submit_finished(
+    problem: EncodedProblem, completions: Sequence[Completion], texts: Sequence[str], submit: Submit
+) -> Pending:
+    """Have those verified that ended by themselves."""
+    finished = [text for completion, text in zip(completions, texts, strict=True) if completion.finished]
+    return submit([(text, problem.problem.answer) for text in finished])

@@ -23,7 +23,7 @@ from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss, token_
 from luffy.algorithm.loss import Normalization
 from luffy.config import Config
 from luffy.errors import RunError
-from luffy.policy import LoadedModel, Loss, MicroBatch, Scorer, TokenScores, padding_fraction
+from luffy.policy import LoadedModel, Loss, MicroBatch, Scorer, TokenScores, padding_fraction, pick_autocast
 from luffy.training.schedule import learning_rate
 from luffy.types import Group, Rollout
 
@@ -56,6 +56,7 @@ class Learner:
         self.method = METHODS[config.method]
         self.policy = loaded.model
         self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
+        self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = self._scorer(loaded)
         self.reference = self._reference(loaded) if config.objective.kl_coefficient else None
         self.tokens_trained = 0
@@ -299,7 +300,7 @@ class Learner:
             loaded.model,
             pad_id=loaded.pad_id,
             chunk_elements=self.config.policy.chunk_elements,
-            autocast=self.config.policy.autocast,
+            autocast=self.autocast,
         )
 
     def _reference(self, loaded: LoadedModel) -> Scorer:

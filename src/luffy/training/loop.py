@@ -16,11 +16,11 @@ from luffy.errors import RunError
 from luffy.evaluation import describe_overlap, load_benchmarks
 from luffy.reward.graders import Graders
 from luffy.training.clock import Clock
-from luffy.training.groups import assign_advantages, collect_groups
+from luffy.training.collector import Batch
 from luffy.training.interrupt import Interrupt
 from luffy.training.run import OnStep, Run
 from luffy.training.run_folder import RunFolder, RunSummary
-from luffy.types import Group, Problem
+from luffy.types import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -71,29 +71,18 @@ def _train(run: Run) -> RunSummary:
     with Interrupt() as interrupt:
         for step in run.steps_left():
             clock = Clock()
-            groups: list[Group] = []
+            batch = Batch()
             if step.phase == "sft":
                 traces = run.draw_traces(step)
                 with clock("update"):
                     update = run.learner.imitate(traces, step.index)
             else:
-                problems = run.draw_problems(step)
-                groups = collect_groups(
-                    problems,
-                    engine=run.engine,
-                    verify=run.verify,
-                    tokenizer=run.loaded.tokenizer,
-                    method=run.method,
-                    config=run.config,
-                    step=step.number,
-                    clock=clock,
-                )
-                assign_advantages(groups, run.method, run.config)
-                with clock("update"):
-                    update = run.learner.update(groups, step.index)
-                with clock("synchronise"):
-                    run.engine.update_weights(run.learner.policy)
-            run.record(step, groups, update | clock.metrics())
+                batch = run.collector.collect(step.number, clock)  # draw problems, collect groups, assign advantages
+                with run.collector.ahead(run.next_ahead(step), clock), clock("update"):
+                    update = run.learner.update(batch.groups, step.index)
+            with clock("synchronise"):
+                run.engine.update_weights(run.learner.policy)
+            run.record(step, batch, update | clock.metrics())
             if interrupt.requested:
                 return run.stop(interrupt.reason)
     return run.finish()

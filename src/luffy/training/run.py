@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from luffy.algorithm import METHODS, Phase
 from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, LoadedProblems, prepare_problems
 from luffy.data.prompts import format_in_use
-from luffy.errors import DataError, RunError
+from luffy.errors import DataError, ModelError, RunError
 from luffy.evaluation import Benchmark, EngineSampler, measure
 from luffy.files import write_folder_whole
 from luffy.policy import LoadedModel, check_context, load_model
@@ -27,16 +30,22 @@ from luffy.training.checkpoint import (
     find_checkpoint,
     load_optimizer,
     load_weights,
+    read_ahead,
     read_progress,
     save_checkpoint,
     save_model,
 )
+from luffy.training.collector import Batch, Collector
+from luffy.training.draw import ProblemRow, draw
 from luffy.training.first_batch import describe_mismatch
-from luffy.training.groups import draw, trace_rollout
+from luffy.training.groups import trace_rollout
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics, rollout_records
 from luffy.training.run_folder import RunFolder, RunSummary
 from luffy.types import Group, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +107,7 @@ class Run:
         self.loaded: LoadedModel = load_model(config.model, config.policy)
         self.problems, self.traces = self._prepare_problems()
         self.engine: Engine = TransformersEngine(
-            self.loaded.model,
+            self._own_copy() if config.rollout.ahead else self.loaded.model,
             eos_ids=self.loaded.eos_ids,
             pad_id=self.loaded.pad_id,
             batch_tokens=config.rollout.batch_tokens,
@@ -111,9 +120,11 @@ class Run:
         else:
             self.progress = read_progress(self.checkpoint)
             load_weights(self.checkpoint, self.loaded)
+            self.engine.update_weights(self.loaded.model)
             self.learner.tokens_trained = self.progress.tokens_trained
             self.folder.cut_after(self.progress.step)
             logger.info("%s: going on after step %d.", self.folder.path, self.progress.step)
+        self.collector = self._collector()
         self.seconds_before = self.progress.seconds
         self._summarise("running")
 
@@ -127,14 +138,52 @@ class Run:
                         load_optimizer(self.checkpoint, self.learner)
                 yield Step(before + index + 1, phase, index)
 
-    def draw_problems(self, step: Step) -> list[EncodedProblem]:
-        """The problems of a reinforcement step."""
-        return draw(self.problems, step.index, self.config.problems_per_step, "problems", self.config.seed)
+    def next_ahead(self, step: Step) -> int | None:
+        """The step whose groups are to be collected while this one updates, if any."""
+        return step.number + 1 if self.config.rollout.ahead and step.number < self.total_steps else None
 
     def draw_traces(self, step: Step) -> list[Rollout]:
         """The traces of a supervised step."""
         drawn = draw(self.traces, step.index, self.config.sft.batch_size, "traces", self.config.seed)
         return [trace_rollout(problem, trace) for problem, trace in drawn]
+
+    def _collector(self) -> Collector:
+        """Makes the batches of the reinforcement phase, from where the progress says that it is."""
+        least = self.config.problems_per_step
+        before = self.phases()[-1][1]
+        row = ProblemRow(
+            self.problems,
+            seed=self.config.seed,
+            least=least,
+            drop_solved=self.config.data.drop_solved,
+            # a checkpoint of an earlier version does not say how many were drawn: it was the same number every step
+            position=self.progress.problems_drawn or max(0, self.progress.step - before) * least,
+            visits=self.progress.solved,
+        )
+        collector = Collector(
+            row, engine=self.engine, submit=self.pool.submit, tokenizer=self.loaded.tokenizer, config=self.config
+        )
+        record = read_ahead(self.checkpoint) if self.checkpoint else None
+        collector.ready = Batch.of(record, self.problems) if record else None
+        return collector
+
+    def _own_copy(self) -> PreTrainedModel:
+        """A model for the engine alone, which generates while the policy changes."""
+        policy = self.loaded.model
+        name = self.config.rollout.device
+        try:
+            device = torch.device(name) if name else policy.device
+            model = copy.deepcopy(policy).requires_grad_(False).to(device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ModelError(f"rollout.device={name} cannot be used: {reason}") from None
+        if model.device == policy.device:
+            logger.warning(
+                "rollout.ahead=1: generating and updating share %s, so a step is hardly faster than one after the "
+                "other. Where there is a second GPU, say rollout.device=cuda:1.",
+                policy.device,
+            )
+        return model
 
     def _prepare_problems(self) -> tuple[list[EncodedProblem], list[tuple[EncodedProblem, Any]]]:
         data = self.config.data
@@ -166,29 +215,19 @@ class Run:
 
     # -- around a step
 
-    def verify(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-        """Grade, and stop the run when too much of a step cannot be graded."""
-        verdicts = self.pool.verify_all(pairs)
-        failures = [verdict.failure for verdict in verdicts if verdict.failure is not None]
-        self.progress.verifier_failures += len(failures)
-        share = self.config.reward.max_failures
-        allowed = max(1, share * len(verdicts)) if share else 0  # a single failure says little, unless none may be
-        if len(failures) > allowed:
-            raise RunError(
-                f"the verifier failed on {len(failures)} of {len(verdicts)} completions of a step "
-                f"(first: {failures[0]}). Correct the reward function or raise reward.deadline or reward.max_failures."
-            )
-        return verdicts
-
-    def record(self, step: Step, groups: Sequence[Group], update: dict[str, Any]) -> None:
-        """Write the step's metrics and, now and then, its rollouts."""
+    def record(self, step: Step, batch: Batch, update: dict[str, Any]) -> None:
+        """Write the step's metrics and, now and then, the rollouts it learned from."""
+        groups = batch.drawn
         generated = sum(
             len(rollout.completion_ids) for group in groups for rollout in group.rollouts if not rollout.off_policy
         )
         self.progress.step = step.number
         self.progress.tokens_generated += generated
+        self.progress.verifier_failures += sum(
+            rollout.failure is not None for group in groups for rollout in group.rollouts
+        )
         self.progress.tokens_trained = self.learner.tokens_trained
-        metrics = {"phase": step.phase} | (group_metrics(groups) if groups else {}) | update
+        metrics = {"phase": step.phase} | (group_metrics(groups) if groups else {}) | batch.metrics | update
         metrics |= {
             "tokens/trained": self.progress.tokens_trained,
             "tokens/generated": self.progress.tokens_generated,
@@ -200,7 +239,7 @@ class Run:
         if groups and step.index == 0:
             self._warn_of_mismatch(groups)
         if groups and every and step.number % every == 0:
-            self.folder.write_rollouts(step.number, rollout_records(groups, self.loaded.tokenizer))
+            self.folder.write_rollouts(step.number, rollout_records(batch.groups, self.loaded.tokenizer))
         self._evaluate_and_save(step.number)
         if self.on_step:
             self.on_step(step.number, self.total_steps, metrics | self._newest_accuracy())
@@ -258,7 +297,16 @@ class Run:
             }
 
     def _save_checkpoint(self) -> None:
-        save_checkpoint(self.folder.path, self.loaded, self.learner, self.progress, keep=self.config.keep_checkpoints)
+        self.progress.problems_drawn, self.progress.solved = self.collector.row.position, self.collector.row.visits
+        ready = self.collector.ready
+        save_checkpoint(
+            self.folder.path,
+            self.loaded,
+            self.learner,
+            self.progress,
+            keep=self.config.keep_checkpoints,
+            ahead=ready.record() if ready else None,
+        )
 
     # -- at the end
 
