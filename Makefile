@@ -37,12 +37,14 @@ lint: $(READY) ## Style, types, import rules.
 coverage: $(READY) ## Which lines the tests reach.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
-bench: $(READY) ## Measure speed and memory; prints tables and writes benchmarks/results/*.json.
-	$(BIN)/python benchmarks/generation.py
-	$(BIN)/python benchmarks/update.py
-	$(BIN)/python benchmarks/memory.py
+bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and benchmarks/results/*.json. 20 minutes.
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/data_check.py
+	$(BIN)/python benchmarks/update.py
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/doubling.py
+	$(BIN)/python benchmarks/summary.py
 
 results: $(READY) ## Repeat docs/results.md: the search for the rates, the comparison (five seeds), the map over the dials.
 	$(BIN)/python benchmarks/describe_bases.py

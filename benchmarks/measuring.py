@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -31,16 +33,45 @@ def seconds(*actions: Callable[[], object], repeats: int = 7) -> list[list[float
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
     """Median, least and largest ratio of measurements taken side by side."""
-    ratios = sorted(a / b for a, b in zip(numerator, denominator, strict=True))
-    return {"median": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+    return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def report(name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print the rows as a table and write them, with the machine, to results/NAME.json."""
+def outcome(
+    what: str, against: str, ours: float | dict[str, float] | None, goal: str, *, note: str = ""
+) -> dict[str, Any]:
+    """A row of the table of goals.
+
+    ours: a number, or a `ratio`; None: not measured, and `note` says why. goal: `>= 3` or `<= 3 %`; with `%` ours is
+    still a fraction.
+    """
+    sign, number, *unit = goal.split()
+    if ours is None:
+        verdict = "not measured"
+    else:
+        value = (ours["median"] if isinstance(ours, dict) else ours) * (100 if unit else 1)
+        verdict = "reached" if (value >= float(number) if sign == ">=" else value <= float(number)) else "missed"
+    return {"what": what, "against": against, "ours": ours, "goal": goal, "verdict": verdict, "note": note}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and largest."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def show(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows as a table."""
     table = Table(*rows[0], title=name)
     for row in rows:
-        table.add_row(*(_shown(value) for value in row.values()))
+        table.add_row(*(shown(value, "%" in str(row.get("goal"))) for value in row.values()))
     Console(width=160).print(table)
+
+
+def report(name: str, rows: Sequence[dict[str, Any]], **measured: Any) -> None:
+    """Print the rows as a table and write them, with the machine, to results/NAME.json.
+
+    measured: what the rows were made from, for the file alone.
+    """
+    show(name, rows)
     machine = {
         "processor": next(
             (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
@@ -49,7 +80,21 @@ def report(name: str, rows: Sequence[dict[str, Any]]) -> None:
         "torch": torch.__version__,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "rows": list(rows)}, indent=2) + "\n")
+    (RESULTS / f"{name}.json").write_text(
+        json.dumps({"machine": machine, "rows": list(rows)} | measured, indent=2) + "\n"
+    )
+
+
+def replace(path: Path, name: str, text: str) -> None:
+    """Put text between the markers of that name, where the file has them."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    path.write_text(pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", path.read_text()))
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in units made for it."""
+    flags = " ".join(line for line in _cpuinfo() if line.startswith(("flags", "Features"))).split()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def _cpuinfo() -> list[str]:
@@ -57,7 +102,15 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any, percent: bool = False) -> str:
+    """A measurement as text; percent: fractions as percentages."""
     if isinstance(value, dict):
-        return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        median, low, high = (_number(value[name], percent) for name in ("median", "low", "high"))
+        return f"{median} [{low}, {high}]"
+    if isinstance(value, float):
+        return _number(value, percent)
+    return "-" if value is None else str(value)
+
+
+def _number(value: float, percent: bool) -> str:
+    return f"{100 * value:.3g} %" if percent else f"{value:.3g}"

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+import summary
+from measuring import ROOT, replace
+
+__all__ = ["replace"]  # benchmarks/verifiers.py takes it from here
+
 KEPT = ROOT / "docs" / "results"
 
 
@@ -117,29 +120,6 @@ def bases_table(bases: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def speed_tables(measured: Path) -> str:
-    """The tables of `make bench`, one below the other."""
-    parts = []
-    for file in sorted(measured.glob("*.json")):
-        rows = json.loads(file.read_text())["rows"]
-        heading = f"| {file.stem}: " + " | ".join(rows[0]) + " |"
-        lines = ["| " + " | ".join(map(_cell, row.values())) + " |" for row in rows]
-        parts.append("\n".join([heading, "|" + "---|" * len(rows[0]), *lines]))
-    return "\n\n".join(parts)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def replace(path: Path, name: str, text: str) -> None:
-    """Put text between the markers of that name, where the file has them."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-    path.write_text(pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", path.read_text()))
-
-
 def main() -> None:
     """Write everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,7 +138,7 @@ def main() -> None:
         replace(path, "cost", cost_table(comparison))
     replace(ROOT / "docs" / "results.md", "seeds", seeds_table(arguments.comparison, list(comparison["methods"])))
     replace(ROOT / "docs" / "results.md", "bases", bases_table(json.loads((KEPT / "bases.json").read_text())))
-    replace(ROOT / "docs" / "results.md", "speed", speed_tables(ROOT / "benchmarks" / "results"))
+    replace(ROOT / "docs" / "results.md", "speed", summary.markdown(summary.table_rows()))
     if arguments.tuning:
         tuning = json.loads(arguments.tuning.read_text())
         shutil.copy(arguments.tuning, KEPT / "tuning.json")

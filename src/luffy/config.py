@@ -156,6 +156,11 @@ class RolloutConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling; 1 samples from the whole distribution.")
     max_tokens: Count = Field(512, description="Longest completion, in tokens; a longer one is cut and earns nothing.")
     batch_tokens: Count = Field(65536, description="Tokens (rows x length) that may be generated at once.")
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
+        "auto",
+        description="Type of the weights that generate; auto: bfloat16 where the update's products are "
+        "(`policy.autocast`), else that of the policy. Another type than the policy's takes a copy of the model.",
+    )
     ahead: int = Field(
         0, ge=0, le=1, description="1: generate the next step's groups while the policy is updated, one step behind it."
     )

@@ -198,3 +198,19 @@ def test_weights_are_copied_in_place_into_the_engines_dtype(kind):
 def test_weights_of_another_architecture_are_refused():
     with pytest.raises(ModelError, match=r"not that of the policy: model\.layers\.0\.self_attn\.k_proj.bias differs"):
         engine(build_model("llama")).update_weights(build_model("qwen"))
+
+
+@pytest.mark.parametrize("batch_tokens", [65536, 60])
+def test_a_prompt_is_handed_over_when_its_last_completion_has_ended(model, batch_tokens):
+    one = engine(model, batch_tokens=batch_tokens)
+    sampling = Sampling(20, seed=3)
+    handed = list(one.stream(PROMPTS, 2, sampling))
+    assert sorted(index for index, _ in handed) == list(range(len(PROMPTS)))
+    assert [group for _, group in sorted(handed)] == one.generate(PROMPTS, 2, sampling)
+    seen, running = [], one.stream(PROMPTS, 2, sampling)
+    counted = model.register_forward_hook(lambda *given: seen.append(1))
+    next(running)
+    before = len(seen)
+    assert list(running) == handed[1:]
+    counted.remove()
+    assert 0 < before < len(seen)  # the others went on afterwards

@@ -242,6 +242,19 @@ NO_BENCHMARKS = {"evaluation.benchmarks": [], "evaluation.watch": []}
 AHEAD = {"rollout.ahead": 1, "objective.importance_cap": 2.0, "rollouts_every": 1}
 
 
+def test_weights_that_generate_may_be_of_another_type(tmp_path):
+    halves = {"rollout.dtype": "bfloat16", "policy.autocast": "bfloat16"}
+    train(small(tmp_path / "whole", **halves))
+    rounded = [line["policy/engine_gap"] for line in numbers(tmp_path / "whole")]
+    assert all(1e-4 < gap < 0.1 for gap in rounded)
+    assert all(
+        tensor.dtype == torch.float32 for tensor in load_file(tmp_path / "whole/model/model.safetensors").values()
+    )
+    train(small(tmp_path / "parts", steps=2, **halves))
+    train(small(tmp_path / "parts", **halves))
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 @pytest.fixture(scope="module")
 def ahead(tmp_path_factory):
     """An uninterrupted run, one step ahead, of each method that is asked for, made once."""

@@ -1,8 +1,8 @@
 """Whether matrix products are computed in bfloat16: where the processor multiplies it faster, and the model is large.
 
-Weights stay what they are; norms, softmax, log-probs and the loss are float32. On a CPU with bfloat16 matrix units, AMX,
-the products of a 135M model were found to run eight times as fast as in float32. Without such units they are emulated,
-and slower by as much.
+Weights stay what they are; norms, softmax, log-probs and the loss are float32. On a CPU with bfloat16 units (AMX) the
+products of a 135M model were found to run eight times as fast as in float32. Without units they are emulated, and
+slower by as much.
 """
 
 from __future__ import annotations

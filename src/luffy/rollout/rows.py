@@ -64,9 +64,10 @@ class DrawnTokens:
         self._lengths[rows.index] = torch.where(finishes, rows.drawn + 1, self._lengths[rows.index])
         self._finished[rows.index] |= ends
 
-    def completions(self) -> list[Completion]:
-        """All rows' completions, in order."""
-        columns = (one.tolist() for one in (self._tokens, self._logprobs, self._lengths, self._finished))
+    def completions(self, first: int, last: int) -> list[Completion]:
+        """The completions of rows first to last (exclusive), in order."""
+        parts = (self._tokens, self._logprobs, self._lengths, self._finished)
+        columns = (one[first:last].tolist() for one in parts)
         return [
             Completion(tuple(tokens[:length]), tuple(logprobs[:length]), finished)
             for tokens, logprobs, length, finished in zip(*columns, strict=True)

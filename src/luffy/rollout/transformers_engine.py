@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -50,20 +50,27 @@ class TransformersEngine:
         self._eos = torch.tensor(list(eos_ids), device=model.device)
         self._decoder: type[SharedPromptDecoder] | type[PlainDecoder] | None = None  # chosen at the first use
 
-    @torch.no_grad()
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
         """Draw n completions for each prompt; see `Engine.generate`.
 
         A completion is cut off, too, where the longest prompt and it fill the model's context. Raises ModelError for a
         prompt that leaves no room.
         """
+        groups = dict(self.stream(prompt_ids, n, sampling))
+        return [groups[index] for index in range(len(prompt_ids))]
+
+    @torch.no_grad()
+    def stream(
+        self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Hand over the completions of each prompt when the last of them has ended; see `StreamingEngine.stream`."""
         if not prompt_ids:
-            return []
+            return
         sampling = self._within_context(sampling, max(map(len, prompt_ids)))
         was_training = self.model.training
         self.model.eval()
         try:
-            return self._generate_all(prompt_ids, n, sampling)
+            yield from self._stream(prompt_ids, n, sampling)
         finally:
             self.model.train(was_training)
 
@@ -98,7 +105,9 @@ class TransformersEngine:
         )
         return replace(sampling, max_tokens=room)
 
-    def _generate_all(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
+    def _stream(
+        self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling
+    ) -> Iterator[tuple[int, list[Completion]]]:
         """Prefill what there is room for, decode a token a row, let finished rows leave; until all have ended."""
         device, limit = self.model.device, sampling.max_tokens
         waiting = deque(sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index])))
@@ -107,6 +116,7 @@ class TransformersEngine:
         precision = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         drawn = DrawnTokens(len(prompt_ids) * n, limit, precision, device)
         rows = Rows.of([], [], n, limit, device)
+        working = torch.full((len(prompt_ids),), n)  # how many rows of each prompt have not ended
         while waiting or len(rows):
             logits = [decoder.decode(rows.tokens, rows.position - 1)] if len(rows) else []
             if entering := self._entering(waiting, prompt_ids, n, limit, rows, joins=decoder.joins):
@@ -122,9 +132,11 @@ class TransformersEngine:
             if longest == limit or ended >= LEAVE_AT * len(rows):
                 stay = ~rows.ended & (rows.drawn < limit)
                 decoder.keep(stay)
+                left = (rows.index[~stay] // n).cpu()
+                working -= left.bincount(minlength=len(working))
                 rows = rows.where(stay)
-        completions = drawn.completions()
-        return [completions[first : first + n] for first in range(0, len(completions), n)]
+                for prompt in left[working[left] == 0].unique().tolist():
+                    yield prompt, drawn.completions(prompt * n, (prompt + 1) * n)
 
     def _open_decoder(self, prompt: Sequence[int]) -> Decoder:
         if self._decoder is None:

@@ -106,13 +106,13 @@ class Run:
         self.started = time.perf_counter()
         self.loaded: LoadedModel = load_model(config.model, config.policy)
         self.problems, self.traces = self._prepare_problems()
+        self.learner = Learner(self.loaded, config)
         self.engine: Engine = TransformersEngine(
-            self._own_copy() if config.rollout.ahead else self.loaded.model,
+            self._generating_model(),
             eos_ids=self.loaded.eos_ids,
             pad_id=self.loaded.pad_id,
             batch_tokens=config.rollout.batch_tokens,
         )
-        self.learner = Learner(self.loaded, config)
         self.checkpoint = find_checkpoint(self.folder.path)
         if self.checkpoint is None:
             self.folder.cut_after(-1)
@@ -167,17 +167,20 @@ class Run:
         collector.ready = Batch.of(record, self.problems) if record else None
         return collector
 
-    def _own_copy(self) -> PreTrainedModel:
-        """A model for the engine alone, which generates while the policy changes."""
-        policy = self.loaded.model
-        name = self.config.rollout.device
+    def _generating_model(self) -> PreTrainedModel:
+        """The policy itself, or a copy: one of another type, or one that generates while the policy changes."""
+        policy, wanted = self.loaded.model, self.config.rollout
+        by_products = torch.bfloat16 if self.learner.autocast == "bfloat16" else policy.dtype
+        dtype = by_products if wanted.dtype == "auto" else getattr(torch, wanted.dtype)
+        if not wanted.ahead and dtype == policy.dtype:
+            return policy
         try:
-            device = torch.device(name) if name else policy.device
-            model = copy.deepcopy(policy).requires_grad_(False).to(device)
+            device = torch.device(wanted.device) if wanted.device else policy.device
+            model = copy.deepcopy(policy).requires_grad_(False).to(device, dtype)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise ModelError(f"rollout.device={name} cannot be used: {reason}") from None
-        if model.device == policy.device:
+            raise ModelError(f"rollout.device={wanted.device} cannot be used: {reason}") from None
+        if wanted.ahead and model.device == policy.device:
             logger.warning(
                 "rollout.ahead=1: generating and updating share %s, so a step is hardly faster than one after the "
                 "other. Where there is a second GPU, say rollout.device=cuda:1.",
