@@ -97,7 +97,9 @@ def search(model: Path, output: Path) -> None:
     for label, plan in search_plans(model, output):
         run(f"search: {label}", plan)
         found = scores(output)
-        chosen = {best(output, method) for method in GRID if any(is_of(name, method) for name in found)}
+        chosen = {
+            best(output, method) for method in GRID if sum(is_of(name, method) for name in found) == len(GRID[method])
+        }
         table = {name: {"final": [score], "chosen": name in chosen} for name, score in found.items()}
         (output / "tuning.json").write_text(json.dumps(table, indent=2) + "\n")
         print(f"{label}: {100 * found[label]:.1f} % of the validation set", flush=True)
