@@ -31,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         unpack(download(Path(temporary)), Path(temporary))
         convert(Path(temporary), folder)
-    print(f"{folder}: written. Try it: luffy train recipes/smollm2-135m.yaml model={folder}")
+    print(f"{folder}: written. Try it: python benchmarks/real_model.py --model {folder}")
 
 
 def download(into: Path) -> Path:
