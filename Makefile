@@ -41,6 +41,7 @@ bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and b
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/update.py
+	$(BIN)/python benchmarks/measures.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/doubling.py

@@ -3,7 +3,7 @@
     python benchmarks/write_results.py runs/results --tuning runs/tuning/tuning.json --dials runs/dials/dials.json
 
 Replaces what stands between `<!-- NAME -->` and `<!-- end NAME -->`, and keeps comparison.json, the tuning, the
-map over the dials and the picture under docs/results/. The speed is that of the last `make bench`.
+map over the dials and the picture under docs/results/.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import summary
 from measuring import ROOT, replace
 
 __all__ = ["replace"]  # benchmarks/verifiers.py takes it from here
@@ -138,7 +137,6 @@ def main() -> None:
         replace(path, "cost", cost_table(comparison))
     replace(ROOT / "docs" / "results.md", "seeds", seeds_table(arguments.comparison, list(comparison["methods"])))
     replace(ROOT / "docs" / "results.md", "bases", bases_table(json.loads((KEPT / "bases.json").read_text())))
-    replace(ROOT / "docs" / "results.md", "speed", summary.markdown(summary.table_rows()))
     if arguments.tuning:
         tuning = json.loads(arguments.tuning.read_text())
         shutil.copy(arguments.tuning, KEPT / "tuning.json")
