@@ -19,7 +19,7 @@ from measuring import outcome, report
 from luffy.policy import score_hidden_states
 
 TOKENS, VOCABULARY, WIDTH = 8192, 150_000, 256
-COPIES = 5  # of the full logits at once: logits, log-probs, probabilities, their product, and room for others
+COPIES = 4  # of the full logits: three that exist at once in the plain way, and room for others
 CHUNK_ELEMENTS = 2**24  # the default of policy.chunk_elements
 STATUS = Path("/proc/self/status")
 

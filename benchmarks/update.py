@@ -148,8 +148,9 @@ def bfloat16_row(shape: Shape, groups: Sequence[Group], limit: float, overrides:
 def main() -> None:
     """Measure both models, or the one that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="*", choices=[*UNEVEN], default=[*UNEVEN])
-    for name in parser.parse_args().model:
+    parser.add_argument("model", nargs="?", choices=[*UNEVEN])
+    named = parser.parse_args().model
+    for name in [named] if named else UNEVEN:
         rows, raw = measure(name, UNEVEN[name])
         report(f"update-{name}", rows, seconds=raw)
 
