@@ -1,8 +1,7 @@
 """The table of goals: every row that the benchmarks have left in results/, with our figure and the verdict.
 
-`python benchmarks/summary.py`, last in `make bench`. Prints the table, writes it to docs/performance-table.md and,
-where docs/performance.md has the markers `<!-- table -->` and `<!-- end table -->`, between them. `before` is the
-figure in results/before/, whose README names the commit.
+`python benchmarks/summary.py`, last in `make bench`. Prints the table and writes it into docs/performance.md, between
+`<!-- table -->` and `<!-- end table -->`. `before` is the figure in results/before/, whose README names the commit.
 """
 
 from __future__ import annotations
@@ -68,10 +67,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*(row[name] for name in COLUMNS[:-1]))
     Console(width=180).print(table)
-    text = markdown(rows)
-    (ROOT / "docs" / "performance-table.md").write_text(text + "\n")
-    if DOCUMENT.exists():
-        replace(DOCUMENT, "table", text)
+    replace(DOCUMENT, "table", markdown(rows))
 
 
 if __name__ == "__main__":
