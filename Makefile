@@ -37,7 +37,7 @@ lint: $(READY) ## Style, types, import rules.
 coverage: $(READY) ## Which lines the tests reach.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
-bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and benchmarks/results/*.json. 20 minutes.
+bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and benchmarks/results/*.json. About half an hour.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/update.py
