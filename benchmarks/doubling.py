@@ -21,7 +21,7 @@ from workload import PAD, SHAPES
 from luffy.rollout import Sampling, TransformersEngine
 
 PROMPT, REPEATS = 20, 5
-LENGTH, GROUP, VOCABULARY = 128, 8, 1024  # where they are not doubled
+LENGTH, GROUP, VOCABULARY = 128, 4, 1024  # where they are not doubled
 DOUBLED = {
     "length": (128, 256, 512, 1024),
     "group": (4, 8, 16, 32),

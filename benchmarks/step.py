@@ -27,7 +27,7 @@ REPEATS = {"miniature": 9, "135M": 5}  # steps of each side
 GOALS = {"luffy": {"step": ">= 3", "update": ">= 4"}, "on-policy": {"step": ">= 1.5"}}
 CASES = {
     "luffy-miniature": Work("miniature", groups=4, lengths=(60, 83, 107, 130, 153, 177, 200), trace=1000),
-    "luffy-135M": Work("135M", groups=1, lengths=(60, 70, 80, 90, 100, 110, 120), trace=600, token_budget=4096, rows=4),
+    "luffy-135M": Work("135M", groups=1, lengths=(60, 70, 80, 90, 100, 110, 120), trace=480, token_budget=4096, rows=4),
     "on-policy-miniature": Work("miniature", groups=16, lengths=(35,) * 8, rows=128),
     "on-policy-135M": Work("135M", groups=2, lengths=(35,) * 8, rows=16),
 }
