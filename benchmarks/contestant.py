@@ -6,8 +6,8 @@ of its parts, and how many tokens were generated. `duel.py` lets two of them tak
 Ours is `luffy.train`, method `luffy` or, without a trace, `on_policy`. TRL is its `GRPOTrainer`, plain GRPO; the trace
 is handed over by its own hook, `rollout_func`: seven of eight completions come from TRL's own generation, the eighth
 is the trace. Both: AdamW fused, gradients clipped, constant divisor of the loss, no KL, no entropy bonus, no
-evaluation, no checkpoint, the same reward function in the same process. TRL's settings are the fastest found on a CPU
-(docs/performance.md): no gradient checkpointing, no logging, `generate` with the growing cache, micro-batches of
+evaluation, no checkpoint, the same reward function, ours in a verifier process. TRL's settings are the fastest found on
+a CPU (docs/performance.md): no gradient checkpointing, no logging, `generate` with the growing cache, micro-batches of
 `Work.rows`.
 """
 

@@ -23,6 +23,14 @@ class MicroBatch:
     padding: int  # of them, how many are padding
 
 
+def rows_by_prompt(prompts: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """The rows of each distinct prompt, in the order in which the prompts first appear."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt), []).append(row)
+    return groups
+
+
 def split_packed(
     prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], token_budget: int
 ) -> list[MicroBatch]:
@@ -30,12 +38,9 @@ def split_packed(
 
     Rows with the same prompt follow each other. A row longer than the budget gets a micro-batch of its own.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(tuple(prompt), []).append(row)
     batches: list[list[int]] = []
     sizes: list[int] = []
-    for prompt, members in groups.items():
+    for prompt, members in rows_by_prompt(prompts).items():
         begun = False  # whether the newest micro-batch has this prompt
         for row in members:
             more = len(completions[row]) - 1

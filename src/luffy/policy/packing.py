@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from luffy.policy.batching import rows_by_prompt
+
 SHORTEST_IN_BLOCK = 0.8  # of the longest row: a block is filled up by a fifth at most
 NOWHERE = 2**30  # a position after every other
 
@@ -101,14 +103,11 @@ def pack_rows(
 
     prompts, completions: token ids, [rows] of uneven length, none empty.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(tuple(prompt), []).append(row)
     line: list[int] = []
     positions: list[int] = []
     spans: list[_Span] = []
     predictors: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for prompt, members in groups.items():
+    for prompt, members in rows_by_prompt(prompts).items():
         start = len(line)
         line += prompt
         positions += range(len(prompt))
@@ -129,12 +128,6 @@ def pack_rows(
         torch.cat(predictors).to(device),
         targets.to(device),
     )
-
-
-def packed_length(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> int:
-    """How many tokens `pack_rows` would compute."""
-    distinct = {tuple(prompt) for prompt in prompts}
-    return sum(map(len, distinct)) + sum(len(completion) - 1 for completion in completions)
 
 
 @dataclass(frozen=True, slots=True)
