@@ -21,22 +21,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import tiny_models
 from luffy.policy import Scorer, pack_rows
 from luffy.policy.packing import _prompt_is_shared
 from tiny_models import VOCABULARY, build_model, norm_in_its_own_precision
 
-SHAPE = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,
-    "head_dim": 8,
-    "pad_token_id": 0,
-}
+SHAPE = tiny_models.SHAPE | {"head_dim": 8, "pad_token_id": 0}
 MODELS = {
     "llama, grouped queries": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
     "qwen2, tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),

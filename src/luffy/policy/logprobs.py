@@ -136,9 +136,11 @@ class _LossOfChunks(torch.autograd.Function):
                 one = loss(scores, part)
             of_states, *of_head = torch.autograd.grad(one, (states, *parameters))
             of_hidden[part] = of_states
-            for sum_, one_more in zip(of_parameters, of_head, strict=False):
-                sum_.add_(one_more)
-            of_parameters = of_parameters or list(of_head)
+            if of_parameters:
+                for total, more in zip(of_parameters, of_head, strict=True):
+                    total.add_(more)
+            else:
+                of_parameters = of_head
             losses.append(one.detach())
             logprobs.append(scores.logprobs.detach())
             entropies.append(scores.entropy.detach())
