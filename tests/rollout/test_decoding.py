@@ -78,9 +78,11 @@ def check(model, sampling, **options):
     return engine
 
 
+@pytest.mark.parametrize("short", [0, 64], ids=["shared prompts", "copied prompts"])
 @pytest.mark.parametrize("batch_tokens", [10**6, 230], ids=["together", "entering as others leave"])
 @pytest.mark.parametrize("kind", FAST)
-def test_the_fast_path_equals_recomputation(kind, batch_tokens):
+def test_the_fast_path_equals_recomputation(kind, batch_tokens, short, monkeypatch):
+    monkeypatch.setattr("luffy.rollout.cache.SHORT", short)
     engine = check(build(kind), Sampling(20, seed=3), batch_tokens=batch_tokens)
     assert engine._decoder is SharedPromptDecoder
 
@@ -99,6 +101,8 @@ def test_other_ways_of_sampling(sampling):
     check(build("qwen3"), sampling, batch_tokens=230)
 
 
-def test_own_tokens_beyond_a_block(monkeypatch):
+@pytest.mark.parametrize("short", [0, 64], ids=["shared prompts", "copied prompts"])
+def test_own_tokens_beyond_a_block(short, monkeypatch):
+    monkeypatch.setattr("luffy.rollout.cache.SHORT", short)
     monkeypatch.setattr("luffy.rollout.cache.BLOCK", 3)
     check(build("gemma3_text"), Sampling(20, seed=3))

@@ -2,7 +2,8 @@
 
 Decisions, and why:
 - A prompt's keys and values are stored once for all its rollouts. The queries of all of them are multiplied with it at
-  once; a row's own tokens lie beside it, and one softmax goes over both.
+  once; a row's own tokens lie beside it, and one softmax goes over both. Short prompts are not worth these two halves:
+  each row gets a copy, as the first of its own tokens.
 - Grouped queries are multiplied with their key head as it is; no key is repeated.
 - Own tokens are written in place into buffers that grow by blocks. They start at the same column for all rows of a
   wave, so they need no mask; a sliding window is a slice.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 BLOCK = 64  # tokens by which the buffers grow
+SHORT = 64  # prompts up to this length are copied to their rows
 
 
 class RolloutCache(Cache):  # type: ignore[misc]  # of a library without types
@@ -74,17 +76,20 @@ class RolloutCache(Cache):  # type: ignore[misc]  # of a library without types
 class Wave:
     """Rows of prompts that were prefilled together.
 
-    Queries meet the prompts' keys in slots: [prompts, places], a place for each rollout of a prompt. While all rollouts
-    of all prompts are there, rows are slots; afterwards some slots stay empty.
+    Queries meet shared prompts' keys in slots: [prompts, places], a place for each rollout of a prompt. While all
+    rollouts of all prompts are there, rows are slots; afterwards some slots stay empty.
     """
 
     def __init__(self, prefilled: DynamicCache, mask: Tensor, n: int) -> None:
         """See `RolloutCache.add`."""
-        self.layers = [LayerStore(layer, len(mask) * n) for layer in prefilled.layers]
         self.longest = mask.shape[1]
+        self._shared = self.longest > SHORT  # whether a prompt's rows share its keys
+        self.layers = [LayerStore(layer, n, shared=self._shared) for layer in prefilled.layers]
         precision = self.layers[0].prompt_keys.dtype
         padding = torch.zeros(mask.shape, dtype=_score_dtype(precision), device=mask.device)
-        self._padding = None if bool(mask.all()) else padding.masked_fill(mask == 0, -torch.inf)[:, None, None]
+        padding = padding.masked_fill(mask == 0, -torch.inf)[:, None]
+        padding = padding if self._shared else padding.repeat_interleave(n, dim=0)
+        self._padding = None if bool(mask.all()) else padding  # [prompts or rows, 1, tokens]
         self._prompt = torch.arange(len(mask), device=mask.device).repeat_interleave(n)  # [rows], of each row
         self._prompts, self._places = mask.shape[0], n
         self._slot: Tensor | None = None  # [rows], of each row; None: rows are slots
@@ -105,7 +110,7 @@ class Wave:
             for layer in self.layers:
                 layer.keep(kept, prompts if len(prompts) < self._prompts else None)
             if self._padding is not None:
-                self._padding = self._padding[prompts]
+                self._padding = self._padding[prompts if self._shared else kept]
             self._prompts, self._places = len(prompts), int(counts.max())
             starts = counts.cumsum(0) - counts
             place = torch.arange(len(kept), device=kept.device) - starts[self._prompt]
@@ -119,21 +124,33 @@ class Wave:
         store = self.layers[layer]
         if sliding_window is not None and sliding_window != store.window:
             raise NotImplementedError("a layer attends within a window that its configuration does not name")
-        keys, values = store.own()
+        if store.visible_of_prompt() == 0:
+            return self._attend_to_own(store, query)
+        return self._attend_to_both(store, query)
+
+    def _attend_to_own(self, store: LayerStore, query: Tensor) -> Tensor:
+        """Attention to what each row stores for itself; where prompts are short, they are among it."""
+        keys, values = (one.flatten(0, 1) for one in store.own())  # [rows x key heads, tokens, width]
+        scores = _products(query.reshape(len(keys), -1, query.shape[-1]), keys)
+        first = self.longest + store.appended - scores.shape[-1]  # how many tokens a window has left behind
+        if self._padding is not None and not self._shared and first < self.longest:
+            of_rows = scores.view(len(query), -1, scores.shape[-1])
+            of_rows[..., : self.longest - first] += self._padding[..., first:]
+        output = torch.softmax(scores, dim=-1).to(values.dtype) @ values
+        return output.view(len(query), 1, query.shape[1], -1)
+
+    def _attend_to_both(self, store: LayerStore, query: Tensor) -> Tensor:
+        """Attention to a shared prompt and to each row's own tokens."""
+        (keys, values), visible = store.own(), store.visible_of_prompt()
         grouped = query.reshape(len(query), keys.shape[1], -1, query.shape[-1])  # the queries of each key head
-        scores = _products(grouped, keys)
-        visible = store.visible_of_prompt()
-        if visible == 0:
-            output = torch.softmax(scores, dim=-1).to(values.dtype) @ values
-        else:
-            prompt_keys, prompt_values = store.prompt_keys[:, :, -visible:], store.prompt_values[:, :, -visible:]
-            prompt_scores = _products(self._to_slots(grouped), prompt_keys)
-            if self._padding is not None:
-                prompt_scores = prompt_scores + self._padding[..., -visible:]
-            scores = torch.cat([self._to_rows(prompt_scores), scores], dim=-1)
-            weights = torch.softmax(scores, dim=-1).to(values.dtype)
-            output = self._to_rows(self._to_slots(weights[..., :visible]) @ prompt_values)
-            output = output + weights[..., visible:] @ values
+        prompt_keys, prompt_values = store.prompt_keys[:, :, -visible:], store.prompt_values[:, :, -visible:]
+        prompt_scores = _products(self._to_slots(grouped), prompt_keys)
+        if self._padding is not None:
+            prompt_scores = prompt_scores + self._padding[:, None, :, -visible:]
+        scores = torch.cat([self._to_rows(prompt_scores), _products(grouped, keys)], dim=-1)
+        weights = torch.softmax(scores, dim=-1).to(values.dtype)
+        output = self._to_rows(self._to_slots(weights[..., :visible]) @ prompt_values)
+        output = output + weights[..., visible:] @ values
         return output.reshape(len(query), 1, query.shape[1], -1)
 
     def _to_slots(self, of_rows: Tensor) -> Tensor:
@@ -156,15 +173,19 @@ class Wave:
 class LayerStore:
     """Keys and values of one layer of a wave: of the prompts, and of the rows' own tokens."""
 
-    def __init__(self, prefilled: DynamicLayer, rows: int) -> None:
+    def __init__(self, prefilled: DynamicLayer, n: int, *, shared: bool) -> None:
+        """prefilled: of the prompts, each of which has n rows. shared: whether the rows share them, or have copies."""
         keys, values = prefilled.keys, prefilled.values
         assert keys is not None
         assert values is not None
         self.window: int | None = getattr(prefilled, "sliding_window", None)
         self.prompt_keys, self.prompt_values = keys, values  # [prompts, key heads, tokens, width], padded on the left
-        self._keys, self._values = (one.new_empty(rows, one.shape[1], 0, one.shape[3]) for one in (keys, values))
-        self._begin = self._end = 0  # the columns of own tokens that are in reach
-        self._appended = 0  # own tokens, those that a window has left behind included
+        own = 0 if shared else keys.shape[2]  # the first columns of each row's own tokens
+        self._keys, self._values = (one[:, :, :own].repeat_interleave(n, dim=0) for one in (keys, values))
+        if not shared:
+            self.prompt_keys, self.prompt_values = keys[:, :, :0], values[:, :, :0]
+        self._begin, self._end = 0, own  # the columns of own tokens that are in reach
+        self.appended = 0  # tokens after the prompt, those that a window has left behind included
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Store one token a row: [rows, key heads, 1, width]."""
@@ -174,7 +195,7 @@ class LayerStore:
         self._keys[:, :, self._end] = keys[:, :, 0]
         self._values[:, :, self._end] = values[:, :, 0]
         self._end += 1
-        self._appended += 1
+        self.appended += 1
         if self.window is not None:
             self._begin = max(self._begin, self._end - self.window)
 
@@ -185,7 +206,7 @@ class LayerStore:
     def visible_of_prompt(self) -> int:
         """How many of the prompt's last tokens the newest token attends to."""
         stored: int = self.prompt_keys.shape[2]
-        return stored if self.window is None else min(stored, max(0, self.window - self._appended))
+        return stored if self.window is None else min(stored, max(0, self.window - self.appended))
 
     def keep(self, rows: Tensor, prompts: Tensor | None) -> None:
         """Keep the rows of these indices, and of the prompts those of these; None: all."""
@@ -215,7 +236,7 @@ def _products(query: Tensor, keys: Tensor) -> Tensor:
     if query.dtype not in (torch.float16, torch.bfloat16):
         return query @ keys.mT
     if query.device.type == "cuda":
-        flat = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).mT, out_dtype=torch.float32)
+        flat = torch.bmm(query.flatten(0, -3), keys.flatten(0, -3).mT, out_dtype=torch.float32)
         return flat.view(*query.shape[:-1], -1)
     return query.float() @ keys.float().mT
 
