@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from rich.padding import Padding
 from rich.table import Column, Table
 
-from luffy.config import Config, completion_format, describe, flatten, load_config, nearest, parse_override
+from luffy.config import MINIATURE, Config, completion_format, describe, flatten, load_config, nearest, parse_override
 from luffy.errors import ConfigError, LuffyError
 
 application = typer.Typer(
@@ -69,6 +69,7 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) 
     luffy train my.yaml model=Qwen/Qwen2.5-0.5B-Instruct data.train=problems.jsonl[/]
     """
     config = load_config(recipe, overrides or [])
+    _check_names(config)
     from luffy.progress import TrainingProgress
     from luffy.training import train as run_training
 
@@ -101,14 +102,17 @@ def compare(
     [dim]luffy compare recipes/miniature.yaml --methods luffy,on_policy,sft_rl --seeds 3 --jobs 2[/]
     """
     from luffy.algorithm.methods import METHODS
-    from luffy.comparison.runner import plan_comparison, run_comparison
-    from luffy.progress import ComparisonProgress
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     for name in names:
         if name not in METHODS:
             raise ConfigError(f"--methods: unknown method {name!r}.{nearest(name, METHODS)}")
+    from luffy.comparison.runner import plan_comparison, run_comparison
+    from luffy.progress import ComparisonProgress
+
     plan = plan_comparison(recipe, names, range(seeds), output, overrides or [])
+    for job in plan.jobs[: len(names)]:  # one of each method
+        _check_names(job.config)
     try:
         with ComparisonProgress(messages) as progress:
             run_comparison(plan, parallel=jobs, on_poll=progress.on_poll)
@@ -124,6 +128,18 @@ def compare(
     results.print(f"Page: {(output / 'report.html').resolve()}", soft_wrap=True)
 
 
+def _check_names(config: Config, *, training: bool = True) -> None:
+    """Refuse names of nothing (verifier, benchmarks, training data) before the seconds that torch takes to import."""
+    from luffy.data import check_benchmark_name, check_data_name, parse_benchmark
+    from luffy.reward import resolve_verifier
+
+    resolve_verifier(config.reward.kind)
+    if training and config.data.train != MINIATURE:
+        check_data_name(config.data.train)
+    for name in config.evaluation.benchmarks:
+        check_benchmark_name(parse_benchmark(name)[0], held_out=config.data.holdout > 0)
+
+
 def _write_comparison(output: Path) -> Path:
     """Everything that is made of the runs: the numbers, the page, the picture. Returns the file of the numbers."""
     from luffy.comparison import write_comparison
@@ -137,7 +153,9 @@ def _write_comparison(output: Path) -> Path:
 
 @application.command("eval")
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Model folders or hub names.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="Model folders or hub names.", show_default=False)
+    ] = None,
     benchmark: Annotated[
         list[str] | None, typer.Option("--benchmark", "-b", help="NAME or DATA, with @k for k samples a problem.")
     ] = None,
@@ -170,7 +188,10 @@ def evaluate(
     if listed or not benchmark:
         _print_benchmarks()
         raise typer.Exit(0 if listed else 2)
+    if not models:
+        raise ConfigError("MODEL is missing: a model folder or hub name, for example `luffy eval runs/mine/model ...`.")
     config = _evaluation_config(recipe, benchmark, settings or [], limit, source)
+    _check_names(config, training=False)
     from luffy.evaluation import compare_models
     from luffy.evaluation import evaluate as run_evaluation
     from luffy.progress import EvaluationProgress

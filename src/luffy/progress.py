@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from luffy.collection import CollectionReport
-from luffy.comparison.runner import Comparison, Job, total_steps
+if TYPE_CHECKING:
+    from luffy.collection import CollectionReport
+    from luffy.comparison.runner import Comparison, Job
 
 LINES_IN_A_PIPE = 20  # a run prints about this many lines when nobody watches
 SECONDS_IN_A_PIPE = 10.0  # between two lines about the rows of a file
@@ -105,8 +106,8 @@ class ComparisonProgress:
                 self.console.print(line, highlight=False, soft_wrap=True)
 
     def _time_left(self, comparison: Comparison, latest: dict[int, dict[str, Any]]) -> str:
-        total = sum(total_steps(job.config) for job in comparison.jobs)
-        done = sum(min(latest[id(job)].get("step", 0), total_steps(job.config)) for job in comparison.jobs) / total
+        total = sum(job.steps for job in comparison.jobs)
+        done = sum(min(latest[id(job)].get("step", 0), job.steps) for job in comparison.jobs) / total
         if self.before is None:
             self.before = done
         if done <= self.before:
@@ -215,7 +216,7 @@ def _table(comparison: Comparison, latest: dict[int, dict[str, Any]], left: str)
     for job in comparison.jobs:
         metrics = latest[id(job)]
         numbers = [_short(metrics[key]) if key in metrics else "" for key in SHOWN.values()]
-        step = f"{metrics.get('step', 0)}/{total_steps(job.config)}"
+        step = f"{metrics.get('step', 0)}/{job.steps}"
         table.add_row(f"{_mark(job)} {job.method} {job.seed}", step, *numbers)
     return table
 

@@ -54,7 +54,12 @@ class Job:
             summary = json.loads((self.folder / "summary.json").read_text())
         except (OSError, ValueError):
             return False
-        return bool(summary.get("status") == "finished" and summary["steps"] >= total_steps(self.config))
+        return bool(summary.get("status") == "finished" and summary["steps"] >= self.steps)
+
+    @property
+    def steps(self) -> int:
+        """Steps over all phases."""
+        return total_steps(self.config)
 
     def latest(self) -> dict[str, Any]:
         """The newest metrics line, beside it the newest `accuracy` on the first watched set; empty before the first."""

@@ -10,7 +10,7 @@
 Nothing here imports torch or transformers: a tokenizer is an argument.
 """
 
-from luffy.data.benchmarks import HOLDOUT, benchmark_names, load_benchmark, parse_benchmark
+from luffy.data.benchmarks import HOLDOUT, benchmark_names, check_benchmark_name, load_benchmark, parse_benchmark
 from luffy.data.check import check_file
 from luffy.data.check_report import CheckReport
 from luffy.data.choices import choice_problem
@@ -20,6 +20,7 @@ from luffy.data.prepare import EncodedProblem, EncodedTrace, PreparationReport, 
 from luffy.data.prepare_public import PreparedSet, prepare_public
 from luffy.data.prompts import encode_prompt, encode_trace, render_prompt
 from luffy.data.public_benchmarks import PUBLIC_BENCHMARKS, FoundProblems
+from luffy.data.readers import check_data_name
 from luffy.data.show import show_problem
 
 __all__ = [
@@ -35,6 +36,8 @@ __all__ = [
     "PreparedProblems",
     "PreparedSet",
     "benchmark_names",
+    "check_benchmark_name",
+    "check_data_name",
     "check_file",
     "choice_problem",
     "encode_prompt",

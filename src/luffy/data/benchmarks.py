@@ -60,20 +60,29 @@ def load_benchmark(
         return FoundProblems(held_out[source])
     if source in PUBLIC_BENCHMARKS:
         return load_public_benchmark(source, place)
-    known = benchmark_names()
-    if source in known:
+    check_benchmark_name(source)
+    if source in benchmark_names():
         return FoundProblems(miniature.evaluation_problems(source.removeprefix(f"{MINIATURE}/")))
     data, _, split = source.rpartition(":")
     if data and is_hub_name(data):
         return FoundProblems(load_problems(data, columns=columns, split=split).problems)
-    looks_like_file = Path(source).suffix != "" or (not source.startswith(f"{MINIATURE}/") and "/" in source)
-    if not looks_like_file and not Path(source).exists():
-        if source == HOLDOUT:
-            raise ConfigError(
-                f"benchmark {HOLDOUT!r}: no problems are held out. To keep 200 out of training: data.holdout=200"
-            )
-        raise ConfigError(
-            f"unknown benchmark {source!r}.{nearest(source, known)} Known: {', '.join(known)}, or a file of problems."
-        )
     split = "test" if is_hub_name(source) else "train"
     return FoundProblems(load_problems(source, columns=columns, split=split).problems)
+
+
+def check_benchmark_name(source: str, *, held_out: bool = False) -> None:
+    """Refuse a benchmark, without `@k`, that is neither a known name nor looks like data; reads nothing.
+
+    held_out: whether problems are kept out of training. Raises ConfigError with the nearest known name.
+    """
+    known = (*benchmark_names(), *([HOLDOUT] if held_out else []))
+    looks_like_data = Path(source).suffix != "" or (not source.startswith(f"{MINIATURE}/") and "/" in source)
+    if source in known or looks_like_data or Path(source).exists():
+        return
+    if source == HOLDOUT:
+        raise ConfigError(
+            f"benchmark {HOLDOUT!r}: no problems are held out. To keep 200 out of training: data.holdout=200"
+        )
+    raise ConfigError(
+        f"unknown benchmark {source!r}.{nearest(source, known)} Known: {', '.join(known)}, or a file of problems."
+    )

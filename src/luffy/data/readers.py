@@ -46,6 +46,15 @@ RawRow = tuple[int, Any]  # row number, and an object or a RowError
 OnHeader = Callable[[Sequence[str]], None]  # is told the columns, where a source has them, before the first row
 
 
+def check_data_name(name: str) -> None:
+    """Refuse a name under which there is no file or folder and no data set on the hub can be; reads nothing.
+
+    Raises DataError with the nearest file.
+    """
+    if not is_hub_name(name) and not Path(name).exists():
+        raise DataError(f"{name}: there is no such file.{_nearest_file(Path(name))}")
+
+
 class RowSource:
     """The rows of one source, and how far they have been read."""
 
