@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,10 @@ from rich.logging import RichHandler
 from rich.padding import Padding
 from rich.table import Column, Table
 
+from luffy.completion import complete_benchmark, complete_methods, complete_recipe, complete_setting
 from luffy.config import MINIATURE, Config, completion_format, describe, flatten, load_config, nearest, parse_override
 from luffy.errors import ConfigError, LuffyError
+from luffy.redaction import without_secrets
 
 application = typer.Typer(
     name="luffy",
@@ -36,23 +39,39 @@ STOPPED = 130  # exit status of a run that was asked to stop, as shells have it 
 messages = Console(stderr=True)
 results = Console()
 
-Recipe = Annotated[Path, typer.Argument(help="YAML file, or config.yaml of a run; `luffy config` lists its keys.")]
+Recipe = Annotated[
+    Path,
+    typer.Argument(
+        help="YAML file, or config.yaml of a run; `luffy config` lists its keys.", autocompletion=complete_recipe
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Replace keys of the recipe: steps=50 data.train=my.jsonl"),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Replace keys of the recipe: steps=50 data.train=my.jsonl",
+        autocompletion=complete_setting,
+    ),
 ]
-FromRecipe = Annotated[Path | None, typer.Option(help="Take model, columns, limits and verifier from this recipe.")]
+FromRecipe = Annotated[
+    Path | None,
+    typer.Option(help="Take model, columns, limits and verifier from this recipe.", autocompletion=complete_recipe),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Methods = Annotated[str, typer.Option(help="Comma-separated; `luffy methods` lists them.")]
+Methods = Annotated[
+    str, typer.Option(help="Comma-separated; `luffy methods` lists them.", autocompletion=complete_methods)
+]
 
 
 def main() -> None:
     """Run the command line; a user's mistake is a sentence on stderr, never a traceback."""
     _configure_logging()
+    if not messages.is_terminal:
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would fill a log with control characters
     try:
-        application()
+        application(prog_name="luffy")
     except LuffyError as error:
-        for line in str(error).splitlines():
+        for line in without_secrets(str(error)).splitlines():
             messages.print(f"[bold red]error:[/] {_plain(line)}", soft_wrap=True, highlight=False)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
@@ -157,14 +176,26 @@ def evaluate(
         list[str] | None, typer.Argument(metavar="MODEL...", help="Model folders or hub names.", show_default=False)
     ] = None,
     benchmark: Annotated[
-        list[str] | None, typer.Option("--benchmark", "-b", help="NAME or DATA, with @k for k samples a problem.")
+        list[str] | None,
+        typer.Option(
+            "--benchmark",
+            "-b",
+            help="NAME or DATA, with @k for k samples a problem.",
+            autocompletion=complete_benchmark,
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N problems of each.")] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="Recipe, or config.yaml of a run: prompts, verifier, lengths as there.")
+        Path | None,
+        typer.Option(
+            help="Recipe, or config.yaml of a run: prompts, verifier, lengths as there.", autocompletion=complete_recipe
+        ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of the configuration, e.g. reward.kind=math")
+        list[str] | None,
+        typer.Option(
+            "--set", help="KEY=VALUE of the configuration, e.g. reward.kind=math", autocompletion=complete_setting
+        ),
     ] = None,
     source: Annotated[
         str | None, typer.Option(help="File or folder to take public benchmarks from, in place of the hub.")
@@ -315,7 +346,10 @@ def report(
 
 @application.command()
 def config(
-    recipe: Annotated[Path | None, typer.Argument(help="Show the values of this recipe, not the defaults.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="Show the values of this recipe, not the defaults.", autocompletion=complete_recipe),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -348,6 +382,39 @@ def methods() -> None:
         results.print(f"[bold]{name}[/]  {method.summary}", highlight=False)
         results.print(Padding(" · ".join(f"{key}: {value}" for key, value in choices.items()), (0, 4)), highlight=False)
         results.print(Padding(f"[dim]{method.source}[/]", (0, 4)), highlight=False)
+
+
+@application.command()
+def doctor(
+    recipes: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RECIPE]...", help="Say what these need; it must be here.", autocompletion=complete_recipe
+        ),
+    ] = None,
+    hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the hub answers, over the network.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at this machine: what it can run, what is missing for what, and whether a small model answers.
+
+    Exit status 1 if something is missing without which nothing runs, or a named RECIPE does not.
+
+    [dim]luffy doctor
+    luffy doctor recipes/gsm8k-qwen2.5-0.5b.yaml[/]
+    """
+    from dataclasses import asdict
+
+    from luffy.doctor import examine, findings_table
+
+    findings = list(examine(recipes or (), hub=hub))
+    missing = [one for one in findings if one.state == "missing"]
+    if as_json:
+        _print_json({"ok": not missing, "findings": [asdict(one) for one in findings]})
+    else:
+        results.print(findings_table(findings))
+        for one in missing:
+            messages.print(f"[red]missing:[/] {_plain(f'{one.name}: {one.found}. {one.remedy}')}", highlight=False)
+    raise typer.Exit(1 if missing else 0)
 
 
 @data_commands.command("prepare")
@@ -636,9 +703,13 @@ def _print_json(value: Any) -> None:
 
 
 def _configure_logging() -> None:
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=messages, show_time=False, show_path=False, markup=False)],
-    )
+    handler = RichHandler(console=messages, show_time=False, show_path=False, markup=False)
+    handler.addFilter(_mask_secrets)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("luffy").setLevel(logging.INFO)
+
+
+def _mask_secrets(record: logging.LogRecord) -> bool:
+    """Messages of libraries, too, may hold a key that they were given."""
+    record.msg, record.args = without_secrets(record.getMessage()), None
+    return True

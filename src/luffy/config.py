@@ -9,6 +9,7 @@ method is applied between the two, so that each method of a comparison runs with
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from luffy.errors import ConfigError
 from luffy.formats import CLOSING, OPENING, CompletionFormat
+from luffy.redaction import secrets
 
 MINIATURE = "miniature"
 
@@ -26,9 +28,22 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+Trackers = Annotated[
+    tuple[TrackerName, ...], BeforeValidator(lambda given: [given] if isinstance(given, str) else given or ())
+]
 
 # What may differ between the starts of one run: it does not change what the steps before it computed.
-FREE_KEYS = ("output", "steps", "checkpoint_every", "keep_checkpoints", "rollouts_every", "evaluation.", "methods")
+FREE_KEYS = (
+    "output",
+    "steps",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "rollouts_every",
+    "evaluation.",
+    "methods",
+    "tracker",
+)
 
 
 class Section(BaseModel):
@@ -270,6 +285,16 @@ class EvaluationConfig(Section):
     def _consistent(self) -> EvaluationConfig:
         if self.engine == "endpoint" and not self.endpoint:
             raise ValueError("engine 'endpoint' needs the server's address: evaluation.endpoint=http://HOST:PORT/v1")
+        if self.endpoint and ("@" in self.endpoint or "?" in self.endpoint):  # said without the value
+            raise ValueError(
+                "endpoint must be an address without user, password or `?...`: the key belongs into the environment "
+                "variable that evaluation.api_key_variable names"
+            )
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_variable):
+            raise ValueError(
+                "api_key_variable is the name of an environment variable in capital letters, such as OPENAI_API_KEY, "
+                "and never the key itself"
+            )
         unknown = [name for name in self.watch if name not in self.benchmarks]
         if unknown:
             raise ValueError(f"watch names {unknown[0]!r}, which is not in benchmarks")
@@ -292,6 +317,10 @@ class Config(Section):
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: only at the end of a phase.")
     keep_checkpoints: Count = Field(2, description="Newest checkpoints that are kept.")
     rollouts_every: int = Field(10, ge=0, description="Steps between saved rollouts; 0: never.")
+    tracker: Trackers = Field(
+        (),
+        description="Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, or a list of them.",
+    )
     processes: int = Field(1, ge=1, le=1, description="Training processes; this version trains in one.")
     data: DataConfig = Field(default_factory=DataConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
@@ -351,7 +380,21 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] | Mappi
     for key, value in given.items():
         if not key.startswith("methods."):
             _assign(tree, key, value, "override")
-    return _validate(tree, where)
+    config = _validate(tree, where)
+    _refuse_secrets(config, where)
+    return config
+
+
+def _refuse_secrets(config: Config, where: str) -> None:
+    """A configuration is written into run folders, reports and model cards: no secret may stand in it."""
+    values = {key: str(value) for key, value in flatten(config).items()}
+    for variable, secret in secrets().items():
+        for key, value in values.items():
+            if secret in value:
+                raise ConfigError(
+                    f"{where}: {key} holds the value of the environment variable {variable}, which would then stand in "
+                    "config.yaml. Leave it out: what needs it takes it from the environment."
+                )
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -33,6 +34,29 @@ def shown_numbers(metrics: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
+class TimeLeft:
+    """How long the rest takes, at the pace of the latest steps; the first one, which warms up, is not counted."""
+
+    def __init__(self, window: int = 50) -> None:
+        """window: steps that the pace is taken from; evaluations and checkpoints between them count."""
+        self.marks: deque[tuple[float, int]] = deque(maxlen=window + 1)
+
+    def after(self, step: int, steps: int, now: float) -> float | None:
+        """Seconds that are left after a step of `steps`; None while nothing is known. now: in seconds."""
+        self.marks.append((now, step))
+        began, first = self.marks[0]
+        return (now - began) / (step - first) * (steps - step) if step > first else None
+
+
+def shown_time(seconds: float | None) -> str:
+    """`4:05`, `1:02:03`, or `?` while it is not known."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class TrainingProgress:
     """A bar for one run on a terminal; now and then a line elsewhere."""
 
@@ -41,12 +65,13 @@ class TrainingProgress:
         self.console, self.method = console, method
         self.bar: Progress | None = None
         self.task: TaskID | None = None
-        self.started: tuple[float, int] | None = None
+        self.time_left = TimeLeft()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self.bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            fields = (TextColumn("{task.fields[left]} left"), TextColumn("{task.fields[numbers]}"))
+            self.bar = Progress(*columns, *fields, console=self.console)
             self.bar.start()
         return self
 
@@ -57,17 +82,13 @@ class TrainingProgress:
     def on_step(self, step: int, steps: int, metrics: dict[str, Any]) -> None:
         """Show a step."""
         numbers = shown_numbers(metrics)
+        left = shown_time(self.time_left.after(step, steps, time.monotonic()))
         if self.bar:
             if self.task is None:
-                self.task = self.bar.add_task(self.method, total=steps, numbers="")
-            self.bar.update(self.task, completed=step, numbers=numbers)
-            return
-        if self.started is None:
-            self.started = (time.monotonic(), step)
-        if step == steps or step % max(1, steps // LINES_IN_A_PIPE) == 0:
-            began, first = self.started
-            left = (time.monotonic() - began) / max(1, step - first) * (steps - step)
-            self.console.print(f"step {step}/{steps}  {numbers}  {left:.0f} s left", highlight=False, soft_wrap=True)
+                self.task = self.bar.add_task(self.method, total=steps, numbers="", left="?")
+            self.bar.update(self.task, completed=step, numbers=numbers, left=left)
+        elif step == steps or step % max(1, steps // LINES_IN_A_PIPE) == 0:
+            self.console.print(f"step {step}/{steps}  {numbers}  {left} left", highlight=False, soft_wrap=True)
 
 
 class ComparisonProgress:
@@ -112,8 +133,7 @@ class ComparisonProgress:
             self.before = done
         if done <= self.before:
             return "?"
-        seconds = (time.monotonic() - self.began) / (done - self.before) * (1 - done)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+        return shown_time((time.monotonic() - self.began) / (done - self.before) * (1 - done))
 
 
 class RowsProgress:
@@ -141,7 +161,7 @@ class RowsProgress:
         now = time.monotonic()
         if not self.console.is_terminal and now - self.reported >= SECONDS_IN_A_PIPE:
             self.reported = now
-            left = f", {(now - self.began) * (1 - share) / share:.0f} s left" if share else ""
+            left = f", {shown_time((now - self.began) * (1 - share) / share)} left" if share else ""
             self.console.print(f"{self.what}: {rows} rows{left}", highlight=False, soft_wrap=True)
 
 

@@ -81,7 +81,7 @@ def found():
 def test_no_help_imports_what_is_slow(found):
     helps = {line: outcome for line, outcome in found.items() if line.endswith("--help")}
     assert {"--help", "train --help", "data check --help"} <= helps.keys()
-    assert helps == dict.fromkeys(helps, [0, []])
+    assert helps == {line: [0, []] for line in helps}
 
 
 @pytest.mark.parametrize("arguments", FINE, ids=" ".join)

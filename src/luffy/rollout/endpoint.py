@@ -22,6 +22,7 @@ import httpx2
 
 from luffy.errors import ConfigError, ModelError, RunError
 from luffy.formats import CLOSING, OPENING
+from luffy.redaction import MASK, without_secrets
 from luffy.rollout.engine import Sampling
 from luffy.types import Prompt
 
@@ -84,9 +85,14 @@ class EndpointClient:
         """
         self.url, self.model, self.key_variable = url.rstrip("/"), model, key_variable
         self.concurrency, self.tries, self.logprobs = concurrency, tries, logprobs
+        if "@" in url or "?" in url:  # said without the address, which holds a secret
+            raise ConfigError(
+                "endpoint: expected an address without user, password or `?...`, such as http://localhost:8000/v1; "
+                f"the key belongs into the environment variable {key_variable}."
+            )
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"endpoint {url!r}: expected an address such as http://localhost:8000/v1")
-        key = os.environ.get(key_variable, "")
+        self._key = key = os.environ.get(key_variable, "")
         try:
             self._http = httpx2.Client(
                 headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -185,7 +191,7 @@ class EndpointClient:
         try:
             return read_reply(response.json(), is_text=is_text)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-            raise _TransientError(f"a nonsense answer ({type(error).__name__}): {_shown(response)}") from None
+            raise _TransientError(f"a nonsense answer ({type(error).__name__}): {self._shown(response)}") from None
 
     def _body(self, question: Question, sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -205,14 +211,25 @@ class EndpointClient:
         if status == 200:
             return
         if status in TRY_AGAIN:
-            raise _TransientError(f"status {status}: {_shown(response)}", _retry_after(response))
-        said = f"{self.url} answered with status {status}: {_shown(response)}"
+            raise _TransientError(f"status {status}: {self._shown(response)}", _retry_after(response))
+        said = f"{self.url} answered with status {status}: {self._shown(response)}"
         if status in (401, 403):
             have = "is refused" if os.environ.get(self.key_variable) else "is not set"
             raise ModelError(f"{said} The key in the environment variable {self.key_variable} {have}.")
         if status in (404, 405):
             raise ModelError(f"{said} Is the address right (it ends in /v1), and is {self.model!r} served there?")
         raise ModelError(f"{said} The request was for {self.model!r}.")
+
+    def _shown(self, response: httpx2.Response) -> str:
+        """The beginning of what a server says, on one line; some repeat the key they refuse."""
+        try:
+            error = json.loads(response.text)["error"]
+            said = str(error["message"] if isinstance(error, dict) else error)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            said = response.text
+        line = without_secrets(" ".join(said.split()))
+        line = line.replace(self._key, MASK) if self._key else line
+        return (line if len(line) <= SHOWN_BODY else f"{line[:SHOWN_BODY]}...") or "nothing"
 
 
 def read_reply(body: Mapping[str, Any], *, is_text: bool) -> Reply:
@@ -261,14 +278,3 @@ def _retry_after(response: httpx2.Response) -> float | None:
         return max(0.0, float(response.headers.get("retry-after", "")))
     except ValueError:
         return None  # also for a date, which no such server sends
-
-
-def _shown(response: httpx2.Response) -> str:
-    """The beginning of what a server says, on one line."""
-    try:
-        error = json.loads(response.text)["error"]
-        said = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        said = response.text
-    line = " ".join(said.split())
-    return (line if len(line) <= SHOWN_BODY else f"{line[:SHOWN_BODY]}...") or "nothing"

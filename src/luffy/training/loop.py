@@ -20,6 +20,7 @@ from luffy.training.collector import Batch
 from luffy.training.interrupt import Interrupt
 from luffy.training.run import OnStep, Run
 from luffy.training.run_folder import RunFolder, RunSummary
+from luffy.training.trackers import Trackers
 from luffy.types import Problem
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,8 @@ def train(
     try:
         for line in describe_overlap(benchmarks, source.problems, config.data.train):
             logger.warning(line)
-        with Graders(config, reward) as graders:
-            run = Run(config, folder, source, benchmarks, graders, on_step)
+        with Graders(config, reward) as graders, Trackers(config) as trackers:
+            run = Run(config, folder, source, benchmarks, graders, trackers.following(on_step))
             return run.finished_summary() or _train_and_account(run)
     finally:
         folder.close()

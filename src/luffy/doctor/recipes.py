@@ -1,0 +1,165 @@
+"""What a recipe needs, and whether it is here: model, data, verifier, packages, memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from luffy.config import Config, load_config
+from luffy.doctor.findings import Finding
+from luffy.doctor.machine import GIB, memory
+from luffy.errors import LuffyError
+
+BYTES_A_PARAMETER = {"float32": 16, "float64": 32, "bfloat16": 8}  # weights, gradients and AdamW's two moments
+SIZE_IN_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![a-z])", re.IGNORECASE)
+DATA_EXTRA = "pip install 'luffy-rl[data]'"
+
+
+def find_needs(recipes: Sequence[Path]) -> Iterator[Finding]:
+    """Everything that each recipe needs, a finding a need."""
+    for recipe in recipes:
+        try:
+            config = load_config(recipe)
+        except LuffyError as error:
+            yield Finding("recipes", str(recipe), "cannot be used", "missing", str(error).splitlines()[0])
+            continue
+        for need in needs_of(config):
+            yield Finding("recipes", f"{recipe}: {need.name}", need.found, need.state, need.remedy)
+
+
+def find_recipes(folder: Path) -> Iterator[Finding]:
+    """The recipes of a folder, a finding each; what is missing for them is no fault."""
+    for recipe in sorted(folder.rglob("*.yaml")):
+        lacking = [one.found for one in find_needs([recipe]) if one.state == "missing"]
+        state = "optional" if lacking else "fine"
+        yield Finding("recipes", str(recipe), "; ".join(lacking) or "everything is here", state)  # type: ignore[arg-type]
+
+
+def needs_of(config: Config) -> Iterator[Finding]:
+    """What a run of this configuration needs, each with what was found."""
+    yield _model(config.model)
+    yield from _room(config)
+    yield _data(config)
+    yield _verifier(config)
+    for tracker in config.tracker:
+        if find_spec(tracker) is None:
+            yield _need(f"tracker {tracker}", "not installed", "optional", "metrics.jsonl has everything")
+    if config.evaluation.engine == "vllm" and find_spec("vllm") is None:
+        yield _need("evaluation.engine", "vllm is not installed", "missing", "pip install vllm")
+    variable = config.evaluation.api_key_variable
+    if config.evaluation.engine == "endpoint" and not os.environ.get(variable):
+        yield _need("key of the server", f"{variable} is not set", "optional", "set it if the server asks for one")
+
+
+def _need(name: str, found: str, state: str = "fine", remedy: str = "") -> Finding:
+    return Finding("recipes", name, found, state, remedy)  # type: ignore[arg-type]
+
+
+def _model(name: str) -> Finding:
+    from luffy.policy.load import BUILT_IN
+
+    if name in BUILT_IN:
+        return _need("model", f"{name}, built in")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+        remedy = "" if whole else "it needs config.json and *.safetensors"
+        return _need("model", f"{name}, a folder" if whole else f"{name} is no model folder", _state(whole), remedy)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        return _need(
+            "model", f"there is no folder {name}", "missing", "the head of the recipe says where it comes from"
+        )
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return _need("model", f"{name}, in the hub's cache")
+    return _need(
+        "model", f"{name} is neither a folder nor in the hub's cache", "missing", "a run loads it from the hub"
+    )
+
+
+def _room(config: Config) -> Iterator[Finding]:
+    """Whether weights, gradients and moments fit into the memory of the device, as far as the size is known."""
+    import torch
+
+    parameters = parameters_of(config.model)
+    if parameters is None:
+        return
+    needed = parameters * BYTES_A_PARAMETER[config.policy.dtype] / GIB
+    on_gpu = config.policy.device.startswith("cuda") or (config.policy.device == "auto" and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        yield _need("device", "no GPU was found", "missing", f"policy.device={config.policy.device} asks for one")
+        return
+    sizes = memory()
+    have = torch.cuda.get_device_properties(0).total_memory / GIB if on_gpu else sizes[0] if sizes else math.inf
+    where = "of the GPU's" if on_gpu else "of"
+    remedy = "" if needed < have else "a larger device, or a smaller model"
+    yield _need("memory", f"{needed:.1f} GiB and activations {where} {have:.0f} GiB", _state(needed < have), remedy)
+
+
+def parameters_of(model: str) -> float | None:
+    """How many parameters a model has: counted in its files, or as its name says (`Qwen2.5-1.5B`); None: unknown."""
+    from luffy.policy import model_folder
+
+    files = list(Path(model_folder(model)).expanduser().glob("*.safetensors"))
+    if files:
+        return float(sum(map(_elements, files)))
+    found = SIZE_IN_NAME.findall(model.rpartition("/")[2])
+    if not found:
+        return None
+    number, unit = found[-1]
+    return float(number) * (1e9 if unit in "bB" else 1e6)
+
+
+def _elements(file: Path) -> int:
+    """The numbers in a safetensors file, from its header alone; 0 where it is none."""
+    try:
+        with file.open("rb") as content:
+            length = int.from_bytes(content.read(8), "little")
+            header = json.loads(content.read(min(length, 2**27)))
+        return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0
+
+
+def _data(config: Config) -> Finding:
+    from luffy.config import MINIATURE
+    from luffy.data import check_data_name
+    from luffy.data.readers import is_hub_name
+
+    name = config.data.train
+    if name == MINIATURE:
+        return _need("data", "the built-in task")
+    if is_hub_name(name):
+        have = find_spec("datasets") is not None
+        return _need("data", f"{name}, from the hub", _state(have), "" if have else DATA_EXTRA)
+    try:
+        check_data_name(name)
+    except LuffyError as error:
+        return _need("data", f"there is no {name}", "missing", f"{error} The head of the recipe says how to make it")
+    return _need("data", f"{name}, a file")
+
+
+def _verifier(config: Config) -> Finding:
+    from luffy.reward import resolve_verifier
+
+    kind = config.reward.kind
+    if kind.startswith("python:"):  # to look at a recipe must not run the code that it names
+        return _need("verifier", f"{kind}, your own; not tried here")
+    try:
+        resolve_verifier(kind)
+    except LuffyError as error:
+        return _need("verifier", kind, "missing", str(error))
+    if kind == "reasoning_gym" and find_spec("reasoning_gym") is None:
+        remedy = "pip install 'luffy-rl[reasoning-gym]'"
+        return _need("verifier", "reasoning_gym is not installed", "missing", remedy)
+    return _need("verifier", kind)
+
+
+def _state(good: bool) -> str:
+    return "fine" if good else "missing"

@@ -1,0 +1,34 @@
+"""The findings as a table that fits on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.box import SIMPLE
+from rich.markup import escape
+from rich.table import Table
+
+from luffy.doctor.findings import Finding
+
+MARKS = {"fine": "[green]ok[/]", "optional": "[yellow]-[/]", "missing": "[red]missing[/]"}
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """A line a finding, under the name of its area; libraries that are in order share one."""
+    table = Table("", "", "found", "needed for, or what to do", box=SIMPLE)
+    for area, group in groupby(fold_libraries(findings), lambda one: one.area):
+        table.add_row("", f"[bold]{area}[/]", "", "")
+        for one in group:
+            table.add_row(MARKS[one.state], escape(one.name), escape(one.found), escape(one.remedy))
+    return table
+
+
+def fold_libraries(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings with one in the place of all libraries that are as needed and as tested."""
+    in_order = [one for one in findings if one.area == "libraries" and one.state == "fine" and not one.remedy]
+    versions = ", ".join(f"{one.name} {one.found}" for one in in_order)
+    folded = [Finding("libraries", f"{len(in_order)} in order", versions)] if in_order else []
+    place = findings.index(in_order[0]) if in_order else 0
+    others = [one for one in findings if one not in in_order]
+    return [*others[:place], *folded, *others[place:]]

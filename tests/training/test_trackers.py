@@ -1,0 +1,166 @@
+"""Trackers get what metrics.jsonl has; one that is missing, raises or hangs is named once and never in the way."""
+
+import json
+import logging
+import threading
+import time
+
+import pytest
+
+from luffy import ConfigError, load_config, train
+from luffy.training import trackers
+from luffy.training.trackers import Trackers
+
+SMALL = {
+    "steps": 3, "problems_per_step": 2, "rollout.group_size": 3, "rollout.max_tokens": 30, "reward.workers": 0,
+    "data.miniature.problems": 4, "data.miniature.traced": 4, "data.on_long_trace": "drop", "method": "on_policy",
+    "evaluation.benchmarks": ["miniature/short"], "evaluation.limit": 3, "evaluation.max_tokens": 6,
+}  # fmt: skip
+
+
+class Fake:
+    """Keeps what it is told; does with a step what it is told to."""
+
+    def __init__(self, on_log=lambda step: None):
+        self.on_log, self.logged, self.finished = on_log, [], False
+
+    def log(self, values, step=None):
+        self.on_log(step)
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished = True
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "_installed", lambda name: True)
+    return load_config(overrides={"tracker": "wandb", "output": str(tmp_path)})
+
+
+@pytest.fixture
+def warned(caplog):
+    """The warnings so far."""
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records if "tracker=" in record.getMessage()]
+
+
+def follow(config, fake, steps, evaluations=(), first=1):
+    with Trackers(config, open_tracker=lambda name, config, step: fake) as running:
+        tell = running.following(None)
+        for step in range(first, first + steps):
+            tell(step, steps, {"phase": "rl", "update/loss": step / 2, "update/skipped": False, "accuracy": 0.5})
+            with open(f"{config.output}/evaluations.jsonl", "a") as file:
+                for line in evaluations:
+                    if line["step"] == step:
+                        file.write(json.dumps(line) + "\n")
+
+
+def test_numbers_of_every_step_in_order(config, warned):
+    fake = Fake()
+    follow(config, fake, 4)
+    assert fake.logged == [(step, {"update/loss": step / 2}) for step in (1, 2, 3, 4)]
+    assert fake.finished
+    assert warned() == []
+
+
+def test_evaluations_once_and_those_of_an_earlier_start_not_again(config, tmp_path):
+    line = {"set": "s", "avg@1": {"value": 0.25, "low": 0, "high": 1, "n": 4}, "tokens/trained": 7}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line | {"step": 3}) + "\n")
+    fake = Fake()
+    follow(config, fake, 3, [line | {"step": 5}, line | {"step": 6}], first=4)
+    assert [item for item in fake.logged if "s/avg@1" in item[1]] == [(5, {"s/avg@1": 0.25}), (6, {"s/avg@1": 0.25})]
+
+
+def test_the_base_is_told_in_a_run_that_starts(config, tmp_path):
+    line = {"step": 0, "set": "s", "avg@1": {"value": 0.25}}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    fake = Fake()
+    follow(config, fake, 1)
+    assert fake.logged[0] == (0, {"s/avg@1": 0.25})
+
+
+def test_mlflow_gets_names_that_it_takes(tmp_path, monkeypatch):
+    assert trackers._named_for("mlflow", {"s/avg@1": 1.0}) == {"s/avg_at_1": 1.0}
+    assert trackers._named_for("wandb", {"s/avg@1": 1.0}) == {"s/avg@1": 1.0}
+
+
+def failing(step):
+    raise SystemExit("no network\nmore lines")
+
+
+@pytest.mark.parametrize("where", ["at the start", "later"])
+def test_one_that_raises_is_named_once(config, warned, where):
+    fake = Fake(failing)
+
+    def refuse(name, config, step):
+        failing(step)
+
+    with Trackers(config, open_tracker=refuse if where == "at the start" else lambda *_: fake) as running:
+        tell = running.following(None)
+        for step in range(1, 50):
+            tell(step, 50, {"update/loss": 1.0})
+    (warning,) = warned()
+    assert "tracker=wandb failed (SystemExit: no network)" in warning
+    assert "metrics.jsonl has everything" in warning
+
+
+def test_one_that_hangs_does_not_hold_the_run_up(config, warned, monkeypatch):
+    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
+    gate = threading.Event()
+    began = time.monotonic()
+    follow(config, Fake(lambda step: gate.wait(30)), 50)
+    assert time.monotonic() - began < 5
+    gate.set()
+    (warning,) = warned()
+    assert "tracker=wandb does not answer" in warning
+
+
+def test_one_that_is_slow_does_not_pile_up_without_end(config, warned, monkeypatch):
+    monkeypatch.setattr(trackers, "WAITING", 5)
+    gate = threading.Event()
+    follow(config, Fake(lambda step: gate.wait(30)), 20)
+    gate.set()
+    (warning,) = warned()
+    assert "tracker=wandb is 5 records behind" in warning
+
+
+def test_without_trackers_nothing_is_in_between(tmp_path):
+    def on_step(step, steps, metrics): ...
+
+    with Trackers(load_config(overrides={"output": str(tmp_path)})) as running:
+        assert running.following(on_step) is on_step
+
+
+def test_an_unknown_tracker_is_a_mistake():
+    with pytest.raises(ConfigError, match=r"'tracker\.0' input should be 'tensorboard'"):
+        load_config(overrides={"tracker": "tensorbord"})
+
+
+def test_a_run_with_tensorboard_and_one_that_is_not_installed(tmp_path, warned):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = SMALL | {"output": str(tmp_path), "tracker": ["tensorboard", "trackio"]}
+    assert train(load_config(overrides=settings)).status == "finished"
+    (warning,) = warned()
+    assert "tracker=trackio: the package is not installed" in warning
+    assert "pip install trackio" in warning
+    events = EventAccumulator(str(tmp_path / "trackers/tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for name in ("update/loss", "reward/on_policy", "tokens/trained"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        assert shown == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines]
+    assert [event.step for event in events.Scalars("miniature/short/avg@1")] == [0, 3]
+    train(load_config(overrides=settings | {"tracker": []}))  # who looks on is no part of what a run is
+
+
+def test_a_tracker_changes_nothing_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "_installed", lambda name: True)
+    monkeypatch.setattr(trackers, "open_tracker", failing)
+    monkeypatch.setattr(Trackers.__init__, "__kwdefaults__", {"open_tracker": lambda *_: Fake(failing)})
+    for name, tracker in (("with", ["mlflow"]), ("without", [])):
+        train(load_config(overrides=SMALL | {"output": str(tmp_path / name), "tracker": tracker}))
+    one, other = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("with", "without"))
+    assert one == other
