@@ -6,7 +6,7 @@ SEEDS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint coverage bench results clean
+.PHONY: help demo test test-slow lint coverage licences audit bench results clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,6 +36,13 @@ lint: $(READY) ## Style, types, import rules.
 
 coverage: $(READY) ## Which lines the tests reach.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+licences: $(READY) ## The licence of everything that is used; fails on one that is neither permissive nor explained.
+	$(BIN)/python scripts/licences.py
+
+audit: $(READY) ## Known vulnerabilities of what is used; needs the network, and says so where there is none.
+	-$(BIN)/pip install --quiet --disable-pip-version-check -e '.[audit]'
+	@$(BIN)/python scripts/audit.py || test $$? -eq 3
 
 bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and benchmarks/results/*.json. About half an hour.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
