@@ -9,8 +9,8 @@ docs/results.md. Resumable, on another day too: finished runs are not repeated, 
 checkpoint, and what is left is printed. Weights of finished runs are deleted, since nothing here needs them again (2 GB
 a run); their completions, metrics and evaluations stay.
 
-The search: each RL method has the same three rates; SFT, which takes less time, four from 1e-6 up, at its full length;
-SFT then RL takes the best of these for its first stage and has the three rates for its second. One seed, which is none
+The search: each RL method has the same four rates; SFT, which takes less time, four from 1e-6 up, at its full length;
+SFT then RL takes the best of these for its first stage and has the four rates for its second. One seed, which is none
 of the comparison's. The higher accuracy on the validation set at the end is taken.
 
 Two runs at a time, a core each, are faster here than one after the other with both cores: 79 s against 111 s.
@@ -39,7 +39,7 @@ RECIPE = ROOT / "recipes" / "smollm2-sums.yaml"
 KEPT = ROOT / "docs" / "results" / "smollm2"
 SETS = ("sums", "longer", "worded", "unrelated")
 METHODS = ("luffy", "on_policy", "sft", "sft_rl", "rl_sft", "mixed")
-RL_RATES = (1e-5, 3e-5, 1e-4)
+RL_RATES = (3e-6, 1e-5, 3e-5, 1e-4)
 SFT_RATES = (1e-6, 1e-5, 5e-5, 2e-4)
 TUNING_SEED = 100
 TUNING_STEPS = 20  # of RL
