@@ -10,9 +10,9 @@ checkpoint, and what is left is printed. Weights of finished runs are deleted, s
 a run); their completions, metrics and evaluations stay.
 
 The search: each RL method has the same four rates, and a lower one where the lowest was best; SFT, which takes less
-time, four from 1e-6 up, at its full length; SFT then RL takes the best of these for its first stage and has the rates of
-RL for its second. One seed, which is none of the comparison's. The higher accuracy on the validation set at the end is
-taken.
+time, four from 1e-6 up, at its full length; SFT then RL takes the best of these for its first stage and has the rates
+of RL for its second. One seed, which is none of the comparison's. The higher accuracy on the validation set at the end
+is taken.
 
 Two runs at a time, a core each, are faster here than one after the other with both cores: 79 s against 111 s.
 """
