@@ -22,7 +22,7 @@ from rich.table import Column, Table
 from luffy.completion import complete_benchmark, complete_methods, complete_recipe, complete_setting
 from luffy.config import MINIATURE, Config, completion_format, describe, flatten, load_config, nearest, parse_override
 from luffy.errors import ConfigError, LuffyError
-from luffy.redaction import without_secrets
+from luffy.redaction import printable, without_secrets
 
 application = typer.Typer(
     name="luffy",
@@ -692,10 +692,10 @@ def _percent(value: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of ours or the user's that must not be taken for console markup."""
+    """Text of ours or the user's that must be taken neither for console markup nor for commands to the terminal."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text, keep="\n"))
 
 
 def _print_json(value: Any) -> None:
@@ -710,6 +710,6 @@ def _configure_logging() -> None:
 
 
 def _mask_secrets(record: logging.LogRecord) -> bool:
-    """Messages of libraries, too, may hold a key that they were given."""
-    record.msg, record.args = without_secrets(record.getMessage()), None
+    """Messages of libraries, too, may hold a key that they were given, or text of a file."""
+    record.msg, record.args = printable(without_secrets(record.getMessage()), keep="\n"), None
     return True

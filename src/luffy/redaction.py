@@ -1,4 +1,4 @@
-"""Secrets that stand in the environment, kept out of what is printed and written.
+"""What must not be printed or written as it is: secrets of the environment, and characters that steer a terminal.
 
 A secret is the value of a variable whose name ends in TOKEN, KEY, SECRET or PASSWORD and that is long enough to be one.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 
 SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 SHORTEST = 16  # characters; shorter values are words that may stand anywhere
@@ -25,3 +26,13 @@ def without_secrets(text: str) -> str:
     for value in secrets().values():
         text = text.replace(value, MASK)
     return text
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with control characters written out, so that data cannot steer the terminal. keep: these stay."""
+    return "".join(
+        character
+        if character in keep or unicodedata.category(character)[0] != "C"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )

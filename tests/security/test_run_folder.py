@@ -102,10 +102,32 @@ def test_messages_of_libraries_are_masked(monkeypatch, capsys):
         root.removeHandler(handler)
     try:
         cli._configure_logging()
-        logging.getLogger("huggingface_hub").warning("401 with token %s", KEYS["HF_TOKEN"])
+        logging.getLogger("huggingface_hub").warning("401 with token %s \x1b]0;title\x07", KEYS["HF_TOKEN"])
     finally:
         for handler in list(root.handlers):
             root.removeHandler(handler)
         for handler in before:
             root.addHandler(handler)
-    assert "401 with token ***" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert r"401 with token *** \x1b]0;title\x07" in printed
+    assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize(
+    "row", ['{"prompt": "\\u001b[2J", "answer": ""}', '{"prompt": "a", "\\u001b]0;x\\u0007": "1"}']
+)
+def test_a_message_about_data_cannot_steer_the_terminal(row, tmp_path, monkeypatch, capsys):
+    from rich.console import Console
+
+    from luffy import cli
+
+    monkeypatch.setattr(cli, "results", Console(width=200))
+    monkeypatch.setattr(cli, "messages", Console(width=200, stderr=True))
+    (tmp_path / "x.jsonl").write_text(row + "\n")
+    for command in (["data", "check", f"{tmp_path}/x.jsonl"], ["train", "recipes/none\x1b[2J.yaml"]):
+        monkeypatch.setattr("sys.argv", ["luffy", *command])
+        with pytest.raises(SystemExit):
+            cli.main()
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert "\\x1b" in printed.err

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING
 
 from luffy.data.prompts import Template, choose_template, encode_prompt, encode_trace, format_in_use
 from luffy.formats import CompletionFormat
+from luffy.redaction import printable
 from luffy.types import Problem
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def show_problem(
 
     prompt_ids = encode_prompt(problem, tokenizer, template)
     shown = Text()
-    source = f", from {_printable(problem.source)}" if problem.source else ""
-    shown.append(f"problem {_printable(problem.id)}{source}, answer {_printable(problem.answer)}\n", TITLE_STYLE)
+    source = f", from {printable(problem.source)}" if problem.source else ""
+    shown.append(f"problem {printable(problem.id)}{source}, answer {printable(problem.answer)}\n", TITLE_STYLE)
     used = choose_template(tokenizer, template)
     shown.append(f"prompt, {len(prompt_ids)} tokens, template {used}, not trained on:\n", TITLE_STYLE)
     _append_tokens(shown, prompt_ids, tokenizer, "| ", "")
@@ -42,7 +42,7 @@ def show_problem(
         shown.append(f"the generation starts inside {layout.opening}; {layout.closing} is expected\n", TITLE_STYLE)
     for number, trace in enumerate(problem.traces, start=1):
         ids = encode_trace(trace, tokenizer, layout)
-        by = f" by {_printable(trace.model)}" if trace.model else ""
+        by = f" by {printable(trace.model)}" if trace.model else ""
         logprobs = ", with log-probs" if trace.logprobs is not None else ""
         shown.append(f"trace {number}{by}, {len(ids)} tokens{logprobs}, trained on:\n", TITLE_STYLE)
         _append_tokens(shown, ids, tokenizer, "> ", TRAINED_STYLE)
@@ -59,7 +59,7 @@ def _append_tokens(shown: Text, ids: list[int], tokenizer: PreTrainedTokenizerBa
     shown.append(margin, style)
     for run, special in _runs(ids, set(tokenizer.all_special_ids)):
         text = tokenizer.decode(run, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        text = _printable(text, keep="\n").replace("\n", f"\n{margin}")
+        text = printable(text, keep="\n").replace("\n", f"\n{margin}")
         shown.append(text, SPECIAL_STYLE if special else style)
     shown.append("\n")
 
@@ -74,13 +74,3 @@ def _runs(ids: list[int], special_ids: set[int]) -> list[tuple[list[int], bool]]
         else:
             runs.append(([token_id], special))
     return runs
-
-
-def _printable(text: str, keep: str = "") -> str:
-    """The text with control characters written out, so that data cannot steer the terminal."""
-    return "".join(
-        character
-        if character in keep or unicodedata.category(character)[0] != "C"
-        else character.encode("unicode_escape").decode()
-        for character in text
-    )

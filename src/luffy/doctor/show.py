@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from luffy.doctor.findings import Finding
+from luffy.redaction import printable
 
 MARKS = {"fine": "[green]ok[/]", "optional": "[yellow]-[/]", "missing": "[red]missing[/]"}
 
@@ -20,7 +21,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for area, group in groupby(fold_libraries(findings), lambda one: one.area):
         table.add_row("", f"[bold]{area}[/]", "", "")
         for one in group:
-            table.add_row(MARKS[one.state], escape(one.name), escape(one.found), escape(one.remedy))
+            table.add_row(MARKS[one.state], *map(_shown, (one.name, one.found, one.remedy)))
     return table
 
 
@@ -32,3 +33,7 @@ def fold_libraries(findings: Sequence[Finding]) -> list[Finding]:
     place = findings.index(in_order[0]) if in_order else 0
     others = [one for one in findings if one not in in_order]
     return [*others[:place], *folded, *others[place:]]
+
+
+def _shown(text: str) -> str:
+    return escape(printable(text))
