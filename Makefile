@@ -41,7 +41,8 @@ licences: $(READY) ## The licence of everything that is used; fails on one that 
 	$(BIN)/python scripts/licences.py
 
 audit: $(READY) ## Known vulnerabilities of what is used; needs the network, and says so where there is none.
-	-$(BIN)/pip install --quiet --disable-pip-version-check -e '.[audit]'
+	@$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check \
+		--retries 0 --timeout 5 -c constraints.txt 'pip-audit>=2.7' || true
 	@$(BIN)/python scripts/audit.py || test $$? -eq 3
 
 bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and benchmarks/results/*.json. About half an hour.

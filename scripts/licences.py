@@ -67,8 +67,13 @@ def licence_of(found: Distribution) -> str:
     """The licence as the metadata say: the expression, else the classifiers, else the first line of the text."""
     metadata = found.metadata
     classifiers = [line.split(" :: ")[-1] for line in metadata.get_all("Classifier") or () if "License ::" in line]
-    said = metadata.get("License-Expression") or "; ".join(one for one in classifiers if one != "OSI Approved")
-    return said or (metadata.get("License") or "").strip().split("\n")[0][:60] or "not said"
+    expression = _first(metadata.get_all("License-Expression"))
+    said = expression or "; ".join(one for one in classifiers if one != "OSI Approved")
+    return said or _first(metadata.get_all("License")).split("\n")[0][:60] or "not said"
+
+
+def _first(values: list[str] | None) -> str:
+    return values[0].strip() if values else ""
 
 
 def find_packages() -> dict[str, Package]:

@@ -46,7 +46,7 @@ def warned(caplog):
 
 
 def follow(config, fake, steps, evaluations=(), first=1):
-    with Trackers(config, open_tracker=lambda name, config, step: fake) as running:
+    with Trackers(config, start=lambda name, config, step: fake) as running:
         tell = running.following(None)
         for step in range(first, first + steps):
             tell(step, steps, {"phase": "rl", "update/loss": step / 2, "update/skipped": False, "accuracy": 0.5})
@@ -96,7 +96,7 @@ def test_one_that_raises_is_named_once(config, warned, where):
     def refuse(name, config, step):
         failing(step)
 
-    with Trackers(config, open_tracker=refuse if where == "at the start" else lambda *_: fake) as running:
+    with Trackers(config, start=refuse if where == "at the start" else lambda *_: fake) as running:
         tell = running.following(None)
         for step in range(1, 50):
             tell(step, 50, {"update/loss": 1.0})
@@ -119,10 +119,14 @@ def test_one_that_hangs_does_not_hold_the_run_up(config, warned, monkeypatch):
 def test_one_that_is_slow_does_not_pile_up_without_end(config, warned, monkeypatch):
     monkeypatch.setattr(trackers, "WAITING", 5)
     gate = threading.Event()
-    follow(config, Fake(lambda step: gate.wait(30)), 20)
-    gate.set()
-    (warning,) = warned()
+    with Trackers(config, start=lambda *_: Fake(lambda step: gate.wait(30))) as running:
+        tell = running.following(None)
+        for step in range(1, 20):
+            tell(step, 20, {"update/loss": 1.0})
+        (warning,) = warned()
+        gate.set()
     assert "tracker=wandb is 5 records behind" in warning
+    assert len(warned()) == 1
 
 
 def test_without_trackers_nothing_is_in_between(tmp_path):
@@ -158,9 +162,10 @@ def test_a_run_with_tensorboard_and_one_that_is_not_installed(tmp_path, warned):
 
 def test_a_tracker_changes_nothing_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "_installed", lambda name: True)
-    monkeypatch.setattr(trackers, "open_tracker", failing)
-    monkeypatch.setattr(Trackers.__init__, "__kwdefaults__", {"open_tracker": lambda *_: Fake(failing)})
+    asked = []
+    monkeypatch.setattr(trackers, "start_tracker", lambda name, *_: asked.append(name) or Fake(failing))
     for name, tracker in (("with", ["mlflow"]), ("without", [])):
         train(load_config(overrides=SMALL | {"output": str(tmp_path / name), "tracker": tracker}))
     one, other = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("with", "without"))
     assert one == other
+    assert asked == ["mlflow"]

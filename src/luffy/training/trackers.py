@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, Full, Queue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Protocol, Self
 
 from luffy.config import Config, flatten
@@ -45,10 +45,10 @@ class Tracker(Protocol):
         """Write what is still held."""
 
 
-Open = Callable[[str, Config, int], Tracker]  # name, configuration, first step -> a tracker that has been started
+Start = Callable[[str, Config, int], Tracker]  # name, configuration, first step -> a tracker that has been started
 
 
-def open_tracker(name: str, config: Config, first_step: int) -> Tracker:
+def start_tracker(name: str, config: Config, first_step: int) -> Tracker:
     """Start accelerate's tracker of that name and tell it the configuration. Raises whatever its package raises.
 
     first_step: numbers of this and later steps that an earlier start has left are replaced, where the tracker can.
@@ -78,10 +78,11 @@ def open_tracker(name: str, config: Config, first_step: int) -> Tracker:
 class Trackers:
     """The trackers of a run; a context manager, at whose end they have taken everything or have been given up."""
 
-    def __init__(self, config: Config, *, open_tracker: Open = open_tracker) -> None:
-        """open_tracker: starts one of them."""
+    def __init__(self, config: Config, *, start: Start | None = None) -> None:
+        """start: starts one of them, in place of `start_tracker`."""
         self._config = config
-        self._feeds = [_Feed(name, config, open_tracker) for name in dict.fromkeys(config.tracker) if _installed(name)]
+        names = [name for name in dict.fromkeys(config.tracker) if _installed(name)]
+        self._feeds = [_Feed(name, config, start or start_tracker) for name in names]
         self._evaluations = Path(config.output) / "evaluations.jsonl"
         self._size = -1  # bytes of it when it was last looked at
         self._first: int | None = None  # the first step of this start
@@ -153,11 +154,12 @@ def _installed(name: str) -> bool:
 class _Feed:
     """The records on their way to one tracker, and the thread that hands them over."""
 
-    def __init__(self, name: str, config: Config, open_tracker: Open) -> None:
-        self._name, self._config, self._open = name, config, open_tracker
+    def __init__(self, name: str, config: Config, start: Start) -> None:
+        self._name, self._config, self._start = name, config, start
         self._records: Queue[tuple[int, Numbers] | None] = Queue(WAITING)
         self._thread: Thread | None = None
         self._given_up = False
+        self._lock = Lock()
 
     def put(self, step: int, values: Numbers) -> None:
         """Hand over without waiting."""
@@ -188,7 +190,7 @@ class _Feed:
 
     def _work(self, first_step: int) -> None:
         try:
-            tracker = self._open(self._name, self._config, first_step)
+            tracker = self._start(self._name, self._config, first_step)
             while not self._given_up:
                 try:
                     record = self._records.get(timeout=1.0)
@@ -202,13 +204,14 @@ class _Feed:
             self._give_up(f"failed ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]})")
 
     def _give_up(self, why: str) -> None:
-        if not self._given_up:
-            self._given_up = True
-            logger.warning(
-                "tracker=%s %s; from here on nothing goes there. The run goes on, and metrics.jsonl has everything.",
-                self._name,
-                why,
-            )
+        with self._lock:  # the run and the thread may both come to this
+            if not self._given_up:
+                logger.warning(
+                    "tracker=%s %s; from here on nothing goes there. The run goes on, and metrics.jsonl has everything.",
+                    self._name,
+                    why,
+                )
+                self._given_up = True
 
 
 def _named_for(tracker: str, values: Numbers) -> Numbers:
