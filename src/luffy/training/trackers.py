@@ -207,7 +207,7 @@ class _Feed:
         with self._lock:  # the run and the thread may both come to this
             if not self._given_up:
                 logger.warning(
-                    "tracker=%s %s; from here on nothing goes there. The run goes on, and metrics.jsonl has everything.",
+                    "tracker=%s %s; nothing goes there from here on. The run goes on, metrics.jsonl has everything.",
                     self._name,
                     why,
                 )
