@@ -11,7 +11,7 @@ from synthetic import write_run, write_runs
 
 from luffy.errors import RunError
 from luffy.report import write_report
-from luffy.report.page import json_for_script
+from luffy.report.embed import json_for_script
 
 VOID = {"meta", "br", "input", "link", "img", "hr", "line"}
 ATTACK = '</script><script>alert("x")</script><img src=x onerror=alert(1)>&amp;'

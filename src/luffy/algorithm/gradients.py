@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 def gradient_weight(shaping: str, ratio: float, *, gamma: float = 0.1, exponent: float = 0.5) -> float:
-    """d f(rho) / d log p = rho * f'(rho), what a trace token's advantage is multiplied by in the gradient.
+    """What a trace token's advantage is multiplied by in the gradient: d f(rho) / d log p = rho * f'(rho).
 
     shaping: a name in `SHAPINGS`. ratio: rho >= 0; with pi_phi = 1 it is the policy's probability of the token.
     `none` rho; `regularized` gamma rho / (rho + gamma)^2; `sqrt` sqrt(rho) / 2; `power` e rho^e; `log` 1.

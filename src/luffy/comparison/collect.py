@@ -92,7 +92,7 @@ class Run:
         ]
 
     def total(self, key: str) -> float | None:
-        """`seconds`, or `trained` or `generated` tokens: from the summary, or of a run that goes on, summed up so far."""
+        """`seconds`, or `trained` or `generated` tokens: from the summary, or summed up where that lags behind."""
         tokens = self.summary.get("tokens") or {}
         given = self.summary.get(key) if key == "seconds" else tokens.get(key)
         if is_number(given) and int(self.summary.get("steps") or 0) >= self.steps:

@@ -138,7 +138,9 @@ def weight_chart(table: Mapping[str, Any]) -> Any:
         alt.Chart(alt.Data(values=points))
         .mark_line(strokeWidth=2.5, clip=True)
         .encode(
-            x=alt.X("p:Q", title="probability of the token", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")),
+            x=alt.X(
+                "p:Q", title="probability of the token", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")
+            ),
             y=alt.Y("w:Q", title="weight", axis=alt.Axis(tickCount=5)),
             color=color,
             order="p:Q",

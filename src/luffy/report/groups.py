@@ -7,15 +7,14 @@ are kept and the rest is counted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from luffy.comparison.collect import Comparison, Run, is_number
 from luffy.files import read_lines
+from luffy.report.embed import embedded_size
 
-BYTES = 2_000_000  # of all groups on the page, as JSON
 MOST_STEPS = 40  # saved steps of a method that are read
 LONGEST_TEXT = 6_000  # characters of a completion that are shown
 LONGEST_TOKENS = 800  # tokens of a completion that are shown one by one
@@ -23,9 +22,12 @@ LONGEST_TOKENS = 800  # tokens of a completion that are shown one by one
 Line = Mapping[str, Any]
 
 
-def sample_groups(comparison: Comparison) -> list[dict[str, Any]]:
-    """Groups of every method as plain JSON values; the texts are as the model wrote them, not escaped."""
-    share = BYTES // max(1, len(comparison.methods))
+def sample_groups(comparison: Comparison, budget: int) -> list[dict[str, Any]]:
+    """Groups of every method as plain JSON values; the texts are as the model wrote them, not escaped.
+
+    budget: bytes that they may take in the page.
+    """
+    share = budget // max(1, len(comparison.methods))
     return [group for method, runs in comparison.methods.items() for group in _of_method(method, runs, share)]
 
 
@@ -49,23 +51,23 @@ def _of_method(method: str, runs: Sequence[Run], budget: int) -> list[dict[str, 
     steps = []
     for step, path in thinned(saved_files(runs, "rollouts"), MOST_STEPS):
         groups = [shown_group(line, method, step) for line in read_lines(path)]
-        steps.append((groups, sum(len(json.dumps(group, ensure_ascii=False).encode()) for group in groups)))
+        steps.append((groups, sum(map(embedded_size, groups))))
     most = len(steps)
-    while most > 1 and sum(size for _, size in thinned(steps, most)) > budget:
+    while most > 2 and sum(size for _, size in thinned(steps, most)) > budget:
         most -= 1
-    return _whole_groups([groups for groups, _ in thinned(steps, most)], budget) if steps else []
+    left = [groups for groups, _ in thinned(steps, most)] if steps else []
+    share = budget // len(left) if most <= 2 and left else budget
+    return [group for groups in left for group in _within(groups, share)]
 
 
-def _whole_groups(steps: Sequence[Sequence[dict[str, Any]]], budget: int) -> list[dict[str, Any]]:
-    """The groups of the steps, in the order of the files, as far as a share of the budget goes in each step."""
+def _within(groups: Sequence[dict[str, Any]], budget: int) -> list[dict[str, Any]]:
+    """The first groups of a step, as many as there is room for."""
     kept = []
-    for groups in steps:
-        left = budget // len(steps)
-        for group in groups:
-            left -= len(json.dumps(group, ensure_ascii=False).encode())
-            if left < 0 and len(steps) == 1:
-                break
-            kept.append(group)
+    for group in groups:
+        budget -= embedded_size(group)
+        if budget < 0:
+            break
+        kept.append(group)
     return kept
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from luffy.comparison.collect import Comparison, Run
 from luffy.files import read_lines
+from luffy.report.embed import embedded_size
 from luffy.report.groups import prompt_text, shortened, thinned
 
 PROBLEMS = 24  # of a set
@@ -68,8 +69,7 @@ def _within_budget(problems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first problems, as many as the page has room for."""
     left, kept = BYTES // SETS, []
     for problem in problems:
-        answers = [answer for found in problem["methods"].values() for answer in found]
-        left -= len(problem["prompt"]) + sum(len(answer["text"].encode()) + 30 for answer in answers)
+        left -= embedded_size(problem)
         if left < 0 and kept:
             break
         kept.append(problem)

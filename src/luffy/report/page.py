@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -29,13 +28,15 @@ from luffy.report import tables
 from luffy.report.charts import Reach, curve_chart, learned_chart, time_chart, weight_chart
 from luffy.report.curves import Curve, accuracy_curves, style_curves, time_parts, training_curves
 from luffy.report.dynamics import dynamics_curves, forgetting_table, learned_traces
+from luffy.report.embed import embedded_size, json_for_script
 from luffy.report.groups import sample_groups
 from luffy.report.histories import histories
 from luffy.report.palette import Look, looks
 from luffy.report.warnings import warnings
 from luffy.report.weights import trace_roles, weight_table
 
-
+MOST_BYTES = 4_600_000  # of library and data together: with tables and settings, a page stays under 5 MB
+LEAST_FOR_GROUPS = 300_000  # bytes
 SCRIPTS = ("base.js", "charts.js", "groups.js", "dynamics.js", "live.js")  # one script on the page, in this order
 
 
@@ -48,15 +49,18 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     return write_whole(output, render(read_folders(folders)).encode())
 
 
-def render(comparison: Comparison, *, live: bool = False) -> str:
-    """The HTML of the page. live: it asks the server it came from for news, and loads itself again when there are."""
+def render(comparison: Comparison, *, live: str | None = None) -> str:
+    """The HTML of the page.
+
+    live: the version of what it shows; it then asks the server it came from whether there is another one.
+    """
     methods = looks(comparison.methods)
     content = compare_runs(comparison)
     curves = [*accuracy_curves(comparison), *training_curves(comparison), *style_curves(comparison)]
     moving = dynamics_curves(comparison)
     values = _values(comparison, methods, [*curves, *moving]) | {"live": live}
     shown = {
-        "live": live,
+        "live": live is not None,
         "curves": list(enumerate(curves)),
         "moving": list(enumerate(moving, len(curves))),
         "has_times": values["times"] is not None,
@@ -72,12 +76,11 @@ def _values(comparison: Comparison, methods: Mapping[str, Look], curves: Sequenc
     reach = Reach.of(curves)
     times = time_parts(comparison)
     roles, weights = trace_roles(comparison), weight_table(comparison)
-    return {
+    found = {
         "methods": [
             {"name": name, "title": look.title, "dash": look.dash, "role": roles[name]}
             for name, look in methods.items()
         ],
-        "groups": sample_groups(comparison),
         "histories": histories(comparison),
         "traces": learned_traces(comparison),
         "weights": weights,
@@ -86,6 +89,8 @@ def _values(comparison: Comparison, methods: Mapping[str, Look], curves: Sequenc
         "weight": weight_chart(weights).to_dict(),
         "learned": learned_chart().to_dict(),
     }
+    left = MOST_BYTES - len(_library().encode()) - embedded_size(found)
+    return found | {"groups": sample_groups(comparison, max(left, LEAST_FOR_GROUPS))}
 
 
 def _context(comparison: Comparison, methods: Mapping[str, Look], content: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,14 +167,6 @@ def _fill(context: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         script_policy=policy,
         **{name: Markup(script) for name, script in scripts.items()},
     )
-
-
-def json_for_script(values: Any) -> str:
-    """JSON that is safe inside a script element: no `<`, `>` or `&`, so nothing in it can end the element."""
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def resource(name: str) -> str:

@@ -27,7 +27,10 @@ def _end(values: Sequence[float]) -> float:
 
 SIGNS: tuple[Sign, ...] = (
     Sign(
-        "verifier/failures", sum, lambda n: n > 0, "the verifier failed {value:.0f} times; those rollouts have reward 0."
+        "verifier/failures",
+        sum,
+        lambda n: n > 0,
+        "the verifier failed {value:.0f} times; those rollouts have reward 0.",
     ),
     Sign(
         "completion/truncated",

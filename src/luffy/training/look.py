@@ -34,9 +34,7 @@ class Scored:
 
 
 @torch.no_grad()
-def score(
-    scorer: Scorer, rollouts: Sequence[Rollout], *, temperature: float, token_budget: int
-) -> list[Scored]:
+def score(scorer: Scorer, rollouts: Sequence[Rollout], *, temperature: float, token_budget: int) -> list[Scored]:
     """Score the completions, [rollouts], in micro-batches of at most `token_budget` tokens."""
     if not rollouts:
         return []

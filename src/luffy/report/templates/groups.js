@@ -23,7 +23,9 @@ const groups = (() => {
   const weight = (form) => (rollout, place) => (rollout.trace ? tableRow(form, ratio(rollout, place)) : 1);
   const certain = weights.plain[Math.round(-weights.first / weights.step)];
   const strongest = Math.max(...weights.shaped);
-  const entropies = values.groups.flatMap((group) => group.rollouts.flatMap((rollout) => rollout.entropy ?? [])).sort((a, b) => a - b);
+  const scored = values.groups.flatMap((group) => group.rollouts).filter((rollout) => rollout.entropy);
+  const looked = scored.filter((_, index) => index % Math.ceil(scored.length / 100) === 0); // enough for a scale
+  const entropies = looked.flatMap((rollout) => rollout.entropy).sort((a, b) => a - b);
   const highEntropy = Math.max(10, entropies[Math.floor(0.98 * entropies.length)] ?? 100) / 100;
 
   const MODES = {
@@ -197,8 +199,9 @@ const groups = (() => {
   }
 
   function choose(group, buttons, pressed) {
+    const kept = beside && beside.method !== current?.method ? beside.method : null; // another method stays beside
     current = group;
-    beside = null;
+    beside = (kept && same(group).find((other) => other.method === kept && other.step === group.step)) ?? null;
     for (const one of buttons) one.setAttribute("aria-current", String(one === pressed));
     show();
   }

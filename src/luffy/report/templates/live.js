@@ -5,12 +5,10 @@
   const note = byId("live-note");
   box.checked = sessionStorage.getItem("refresh") !== "off";
   box.addEventListener("change", () => sessionStorage.setItem("refresh", box.checked ? "on" : "off"));
-  let first = null;
   async function ask() {
     try {
       const answer = await (await fetch("version", { cache: "no-store" })).json();
-      first ??= answer.version;
-      if (answer.version !== first) {
+      if (answer.version !== values.live) {
         if (box.checked) return location.reload();
         note.textContent = "There is news; switch on the refresh to see it.";
       } else note.textContent = `Looked at ${new Date().toLocaleTimeString()}.`;
@@ -19,5 +17,5 @@
     }
   }
   ask();
-  setInterval(ask, 3000);
+  setInterval(ask, 5000);
 })();
