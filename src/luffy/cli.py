@@ -305,7 +305,7 @@ def _serve_report(folders: list[Path], port: int) -> None:
     from luffy.report import live_server
 
     with live_server(folders, port) as server:
-        results.print(f"http://127.0.0.1:{server.server_address[1]}/", soft_wrap=True)
+        results.print(f"http://127.0.0.1:{server.server_port}/", soft_wrap=True)
         messages.print("Serving on this machine only; Ctrl-C ends it, not the training.")
         with suppress(KeyboardInterrupt):
             Event().wait()

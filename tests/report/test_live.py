@@ -2,7 +2,12 @@
 
 import http.client
 import json
+import re
+import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 
 import pytest
 from synthetic import write_run
@@ -78,3 +83,18 @@ def test_a_taken_port_is_a_sentence(tmp_path):
         sentence = rf"port {port} of 127\.0\.0\.1 cannot be used .*Choose another --port"
         with pytest.raises(RunError, match=sentence), live_server([tmp_path], port):
             pass
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(tmp_path):
+    run = write_run(tmp_path / "r", steps=4, problems=5, sets=("hard",), rollouts=False)
+    command = [sys.executable, "-m", "luffy", "report", "--live", str(run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert "LUFFY on miniature" in answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+    assert not (run / "report.html").exists()

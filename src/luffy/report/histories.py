@@ -53,7 +53,7 @@ def _of_set(comparison: Comparison, name: str) -> list[dict[str, Any]]:
 
 
 def _lines(run: Run, name: str) -> list[tuple[int, Mapping[str, Any]]]:
-    lines = []
+    lines: list[tuple[int, Mapping[str, Any]]] = []
     for evaluation in thinned(run.of_set(name), STEPS):
         path = run.folder / "evaluations" / f"step-{evaluation.step:06d}" / f"{name.replace('/', '-')}.jsonl"
         lines += [(evaluation.step, line) for line in read_lines(path) if line.get("samples")]
@@ -67,7 +67,8 @@ def _answer(step: int, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _within_budget(problems: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first problems, as many as the page has room for."""
-    left, kept = BYTES // SETS, []
+    left = BYTES // SETS
+    kept: list[dict[str, Any]] = []
     for problem in problems:
         left -= embedded_size(problem)
         if left < 0 and kept:

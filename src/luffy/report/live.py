@@ -83,7 +83,7 @@ def live_server(folders: Sequence[Path], port: int = 0) -> Iterator[ThreadingHTT
 
         def do_GET(self) -> None:
             """Answer one request."""
-            names = {f"{HOST}:{self.server.server_address[1]}", f"localhost:{self.server.server_address[1]}"}
+            names = {f"{HOST}:{server.server_port}", f"localhost:{server.server_port}"}
             if self.headers.get("Host") not in names:
                 self.send_error(HTTPStatus.FORBIDDEN, "This page is for this machine only")
             elif self.path == "/":

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,20 +225,19 @@ class Run:
         every = self.config.rollouts_every
         if not every or (step.number % every and step.number != 1):
             return
-        settings = {
-            "temperature": 1.0 if step.phase == "sft" else self.config.rollout.temperature,
-            "token_budget": self.config.policy.token_budget,
-        }
         tokenizer = self.loaded.tokenizer
+        scored = partial(
+            score,
+            self.learner.scorer,
+            temperature=1.0 if step.phase == "sft" else self.config.rollout.temperature,
+            token_budget=self.config.policy.token_budget,
+        )
         if batch.groups:
-            detailed = [
-                score(self.learner.scorer, group.rollouts, **settings) for group in batch.groups[:DETAILED_GROUPS]
-            ]
+            detailed = [scored(group.rollouts) for group in batch.groups[:DETAILED_GROUPS]]
             self.folder.write_rollouts(step.number, rollout_records(batch.groups, tokenizer, detailed))
         watched = watched_traces(self.traces)
         rollouts = [trace_rollout(problem, trace) for problem, trace in watched]
-        scored = score(self.learner.scorer, rollouts, **settings)
-        lines = zip((problem for problem, _ in watched), rollouts, scored, strict=True)
+        lines = zip((problem for problem, _ in watched), rollouts, scored(rollouts), strict=True)
         self.folder.write_traces(step.number, [trace_record(*line, tokenizer) for line in lines])
 
     def record(self, step: Step, batch: Batch, update: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ const groups = (() => {
         { label: "with the plain ratio", tone: "weight", of: (rollout, place) => weight("plain")(rollout, place) / certain },
       ],
       ends: ["no pull", "the strongest pull there is"], tone: "weight",
-      says: "Each trace twice: how strongly every token pulls at the policy, with policy shaping and with the plain importance ratio. Tokens of own rollouts all have weight 1 and are not coloured.",
+      says: "Each trace twice: how strongly every token pulls at the policy, with policy shaping and with the plain importance ratio. Tokens of own rollouts are not coloured: with one update a step and no shaping of their own they all have weight 1.",
     },
     none: { rows: [{ tone: "heat", of: () => 0 }], ends: null, says: "" },
   };
