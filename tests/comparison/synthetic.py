@@ -169,8 +169,8 @@ def _rollout(text: str, right: bool, off_policy: bool, generator: np.random.Gene
     if generator is not None:
         tokens = [*text, "<eos>"]
         rollout["tokens"] = tokens
-        rollout["logprobs"] = [round(float(np.log(generator.beta(6, 0.5))), 4) for _ in tokens]
-        rollout["entropy"] = [round(float(generator.beta(1, 4)), 3) for _ in tokens]
+        rollout["logprobs"] = np.log(generator.beta(6, 0.5, len(tokens))).round(4).tolist()
+        rollout["entropy"] = generator.beta(1, 4, len(tokens)).round(3).tolist()
     return rollout
 
 
