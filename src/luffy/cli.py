@@ -336,12 +336,31 @@ def _tests_table(comparison: Any) -> Table:
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or one comparison folder.")],
     output: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first folder.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Serve it on this machine, new as the run goes on.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --live; 0: a free one.")] = 8017,
 ) -> None:
     """Write one self-contained HTML page about runs or a comparison."""
     from luffy.report import write_report
 
+    if live:
+        _serve_report(folders, port)
+        return
     page = write_report(folders, output or folders[0] / "report.html")
     results.print(str(page), soft_wrap=True)
+
+
+def _serve_report(folders: list[Path], port: int) -> None:
+    """Serve the page until Ctrl-C."""
+    from contextlib import suppress
+    from threading import Event
+
+    from luffy.report import live_server
+
+    with live_server(folders, port) as server:
+        results.print(f"http://127.0.0.1:{server.server_port}/", soft_wrap=True)
+        messages.print("Serving on this machine only; Ctrl-C ends it, not the training.")
+        with suppress(KeyboardInterrupt):
+            Event().wait()
 
 
 @application.command()

@@ -62,6 +62,7 @@ def write_run(
     for step in (1, done // 2, done) if rollouts and done and method != "sft" else ():
         groups = _groups(method, _progress(truth, step, steps), generator, text)
         _write_lines(folder / "rollouts" / f"step-{step:06d}.jsonl", groups)
+        _write_lines(folder / "traces" / f"step-{step:06d}.jsonl", _traces(_progress(truth, step, steps)))
     tokens = {"trained": 9000 * done, "generated": 0 if method == "sft" else 7000 * done}
     summary = {"method": method, "seed": seed, "status": status or ("finished" if until is None else "stopped")}
     summary |= {"steps": done, "seconds": 0.5 * done, "tokens": tokens, "evaluations": last}
@@ -152,13 +153,24 @@ def _groups(method: str, way: float, generator: np.random.Generator, text: str |
     return groups
 
 
+def _traces(way: float) -> list[dict[str, Any]]:
+    """Two watched traces; every third token starts unlikely and is learned on the way."""
+    source = training_problems(problems=2, traced=2, style="teacher", wrong=0.0, operations=(5, 8), seed=0)
+    lines = []
+    for problem in source:
+        tokens = [*problem.traces[0].text, "<eos>"]
+        logprobs = [round(math.log(0.1 + 0.85 * way if place % 3 == 0 else 0.98), 4) for place in range(len(tokens))]
+        lines.append({"problem": problem.id, "tokens": tokens, "logprobs": logprobs, "entropy": [0.1] * len(tokens)})
+    return lines
+
+
 def _rollout(text: str, right: bool, off_policy: bool, generator: np.random.Generator | None) -> dict[str, Any]:
     rollout: dict[str, Any] = {"text": text, "off_policy": off_policy, "reward": float(right), "finished": True}
     if generator is not None:
         tokens = [*text, "<eos>"]
         rollout["tokens"] = tokens
-        if not off_policy:
-            rollout["logprobs"] = [round(float(np.log(generator.beta(6, 0.5))), 4) for _ in tokens]
+        rollout["logprobs"] = np.log(generator.beta(6, 0.5, len(tokens))).round(4).tolist()
+        rollout["entropy"] = generator.beta(1, 4, len(tokens)).round(3).tolist()
     return rollout
 
 

@@ -11,7 +11,7 @@ from synthetic import write_run, write_runs
 
 from luffy.errors import RunError
 from luffy.report import write_report
-from luffy.report.page import json_for_script
+from luffy.report.embed import json_for_script
 
 VOID = {"meta", "br", "input", "link", "img", "hr", "line"}
 ATTACK = '</script><script>alert("x")</script><img src=x onerror=alert(1)>&amp;'
@@ -72,7 +72,7 @@ def test_the_page_is_well_formed_and_has_its_parts(page):
     assert "LUFFY and 5 rivals on miniature" in page.text
     identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(identifiers) == len(set(identifiers))
-    assert {"verdicts", "accuracy", "curves", "cost", "groups", "settings"} <= set(identifiers)
+    assert {"verdicts", "accuracy", "curves", "cost", "dynamics", "groups", "settings"} <= set(identifiers)
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     assert {link.removeprefix("#") for link in links} <= set(identifiers)
     assert [tag for tag, _ in page.elements].count("h1") == 1
@@ -115,7 +115,7 @@ def test_the_charts_have_every_quantity_and_every_method(page):
     assert page.values["times"] is not None
     assert [method["name"] for method in page.values["methods"]][-1] == "luffy"
     charts = sum(attributes.get("class") == "chart" for _, attributes in page.elements)
-    assert charts == len(page.values["charts"]) + 1
+    assert charts == len(page.values["charts"]) + 2  # and the times, and the weights
     text = json.dumps(page.values["charts"])
     assert "http" not in re.sub(r"https://vega\.github\.io/schema/[a-z-]+/v[\d.]+\.json", "", text)
 

@@ -17,7 +17,7 @@ from luffy.reward import Verdict
 from luffy.training.clock import Clock
 from luffy.training.draw import draw, seed_of
 from luffy.training.groups import assign_advantages, collect_groups, refuse_failing_verifier
-from luffy.training.metrics import group_metrics, rollout_records
+from luffy.training.metrics import group_metrics
 from luffy.types import Completion, Group, Problem, Rollout
 
 
@@ -276,15 +276,3 @@ def test_metrics_without_traces_do_not_name_them():
     groups = [rewarded([0, 1], 0)]
     assign_advantages(groups, METHODS["on_policy"], load_config())
     assert not {"reward/traces", "guidance/trace_advantage"} & set(group_metrics(groups))
-
-
-def test_records_hold_tokens_of_the_first_groups_only():
-    groups = [rewarded([0, 1], 1) for _ in range(3)]
-    assign_advantages(groups, METHODS["luffy"], load_config())
-    records = rollout_records(groups, FakeTokenizer(), detailed=2)
-    own, trace = records[0]["rollouts"]
-    assert own["logprobs"] == [-0.5, -1.5]
-    assert own["tokens"] == ["2", "9"]
-    assert "logprobs" not in trace  # a trace has none that were recorded
-    assert "tokens" not in records[2]["rollouts"][0]
-    assert [one["advantage"] for one in records[2]["rollouts"]] == [-0.5, 0.5]

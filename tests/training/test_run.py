@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luffy import DataError, ModelError, Problem, RunError, Trace, load_config, train
+from luffy.policy import load_model
 from luffy.rollout import TransformersEngine
 from luffy.training.learner import Learner
 
@@ -61,9 +63,10 @@ def assert_same_run(one, other):
         assert torch.equal(tensor, theirs[name]), name
     assert numbers(one) == numbers(other)
     assert lines(one / "evaluations.jsonl") == lines(other / "evaluations.jsonl")
-    for path in one.glob("rollouts/*"):
-        assert path.read_text() == (other / "rollouts" / path.name).read_text()
-    assert len(list(one.glob("rollouts/*"))) == len(list(other.glob("rollouts/*")))
+    for kind in ("rollouts", "traces"):
+        for path in one.glob(f"{kind}/*"):
+            assert path.read_text() == (other / kind / path.name).read_text()
+        assert len(list(one.glob(f"{kind}/*"))) == len(list(other.glob(f"{kind}/*")))
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (one, other))
     same = {"seconds": 0, "output": ""}
     assert ours | same == theirs | same
@@ -87,8 +90,8 @@ def finished(tmp_path_factory):
 def test_what_a_run_leaves_behind(finished):
     path = finished("luffy")
     assert {file.name for file in path.iterdir()} == {
-        ".lock", "config.yaml", "metrics.jsonl", "evaluations.jsonl", "evaluations", "rollouts", "checkpoints", "model",
-        "summary.json",
+        ".lock", "config.yaml", "metrics.jsonl", "evaluations.jsonl", "evaluations", "rollouts", "traces",
+        "checkpoints", "model", "summary.json",
     }  # fmt: skip
     record = yaml.safe_load((path / "config.yaml").read_text())
     assert record["config"]["method"] == "luffy"
@@ -100,7 +103,9 @@ def test_what_a_run_leaves_behind(finished):
     assert set(summary["tokens"]) == {"trained", "generated"}
     assert set(summary["evaluations"]["miniature/short"]["avg@1"]) == {"value", "low", "high", "n"}
     assert [path.name for path in sorted(path.glob("checkpoints/*"))] == ["step-000004"]
-    assert sorted(one.name for one in path.glob("rollouts/*")) == ["step-000002.jsonl", "step-000004.jsonl"]
+    for kind in ("rollouts", "traces"):
+        saved = sorted(one.name for one in path.glob(f"{kind}/*"))
+        assert saved == ["step-000001.jsonl", "step-000002.jsonl", "step-000004.jsonl"]
 
 
 def test_the_metrics_of_the_design_are_there(finished):
@@ -148,6 +153,34 @@ def test_rollouts_hold_what_the_design_says(finished):
     assert set(groups[0]["problem"]) == {"id", "prompt", "answer", "source"}
     assert [one["off_policy"] for one in groups[0]["rollouts"]] == [False, False, True]
     assert {"text", "reward", "advantage", "finished", "logprobs"} <= set(groups[0]["rollouts"][0])
+    for rollout in groups[0]["rollouts"]:
+        assert len(rollout["tokens"]) == len(rollout["logprobs"]) == len(rollout["entropy"]) > 0
+
+
+def test_traces_are_scored_by_the_policy_that_the_update_starts_from(finished):
+    """At step 1 that is the base; the numbers come from its whole logits, one token after the other."""
+    loaded = load_model("miniature", small(Path("unused")).policy)
+    group = lines(finished("luffy") / "rollouts/step-000001.jsonl")[0]
+    trace = group["rollouts"][-1]
+    assert trace["off_policy"]
+    start = loaded.tokenizer(group["problem"]["prompt"]).input_ids
+    ids = loaded.tokenizer.convert_tokens_to_ids(trace["tokens"])
+    with torch.no_grad():
+        logits = loaded.model(torch.tensor([start + ids])).logits[0, len(start) - 1 : -1].double()
+    expected = torch.log_softmax(logits, dim=-1)
+    assert trace["logprobs"] == pytest.approx(expected[range(len(ids)), ids].tolist(), abs=1e-3)
+    assert trace["entropy"] == pytest.approx((-expected.exp() * expected).sum(-1).tolist(), abs=1e-3)
+    watched = lines(finished("luffy") / "traces/step-000004.jsonl")
+    assert len({line["problem"] for line in watched}) == len(watched) == 4
+    assert watched != lines(finished("luffy") / "traces/step-000001.jsonl")
+
+
+def test_every_method_scores_the_same_traces(finished):
+    names = {
+        method: [(line["problem"], line["tokens"]) for line in lines(finished(method) / "traces/step-000001.jsonl")]
+        for method in ("luffy", "sft_rl")
+    }
+    assert names["luffy"] == names["sft_rl"]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_not(finished, tmp_path):
@@ -321,12 +354,16 @@ def test_a_batch_collected_ahead_is_of_the_weights_before_the_update(tmp_path, m
     for name, rate in (("learns", 1e-3), ("still", 1e-30)):
         updated.clear()
         train(small(tmp_path / name, **AHEAD | NO_BENCHMARKS | {"optimizer.learning_rate": rate}))
-    learned, still = (
-        [(tmp_path / name / f"rollouts/step-{step:06d}.jsonl").read_text() for step in (1, 2, 3)]
-        for name in ("learns", "still")
-    )
+    learned, still = ([_sampled(tmp_path / name, step) for step in (1, 2, 3)] for name in ("learns", "still"))
     assert learned[:2] == still[:2]
     assert learned[2] != still[2]
+
+
+def _sampled(run, step):
+    """The own rollouts as the engine gave them; entropies and traces are scored by the policy of the step itself."""
+    groups = lines(run / f"rollouts/step-{step:06d}.jsonl")
+    own = [rollout for group in groups for rollout in group["rollouts"] if not rollout["off_policy"]]
+    return [(rollout["text"], rollout["logprobs"]) for rollout in own]
 
 
 def test_staleness_and_its_gap_are_measured(ahead):

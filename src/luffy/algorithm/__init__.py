@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from luffy.algorithm.gradients import gradient_weight
 from luffy.algorithm.methods import METHODS, Baseline, Method, Phase, TraceRole
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "Method",
     "Phase",
     "TraceRole",
+    "gradient_weight",
     "group_advantages",
     "policy_loss",
     "supervised_loss",

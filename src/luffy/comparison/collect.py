@@ -92,10 +92,10 @@ class Run:
         ]
 
     def total(self, key: str) -> float | None:
-        """`seconds`, or `trained` or `generated` tokens: from the summary, or summed up so far."""
+        """`seconds`, or `trained` or `generated` tokens: from the summary, or summed up where that lags behind."""
         tokens = self.summary.get("tokens") or {}
         given = self.summary.get(key) if key == "seconds" else tokens.get(key)
-        if is_number(given):
+        if is_number(given) and int(self.summary.get("steps") or 0) >= self.steps:
             return float(given)
         values = self.series("time/step") if key == "seconds" else self.series(f"tokens/{key}")[-1:]
         return sum(values) if values else None

@@ -118,3 +118,62 @@ def time_chart(points: Sequence[Point], methods: Mapping[str, Look]) -> Any:
         )
         .properties(width="container", height=26 * len(methods), description="Seconds a step by part, for each method.")
     )
+
+
+def weight_chart(table: Mapping[str, Any]) -> Any:
+    """What a trace token's advantage is multiplied by, against its probability: the plain ratio and the shaped one."""
+    names = {"plain": "plain ratio", "shaped": "with policy shaping"}
+    points = [
+        {"p": float(f"{ratio:.4g}"), "w": weight, "f": title}
+        for name, title in names.items()
+        for row, weight in enumerate(table[name])
+        if (ratio := math.exp(-table["first"] - table["step"] * row)) < 1 + 1e-9
+    ]
+    color = alt.Color(
+        "f:N",
+        scale=alt.Scale(domain=list(names.values()), range=["@muted", "@weight-ink"]),
+        legend=alt.Legend(title=None, orient="top", symbolType="stroke"),
+    )
+    lines = (
+        alt.Chart(alt.Data(values=points))
+        .mark_line(strokeWidth=2.5, clip=True)
+        .encode(
+            x=alt.X(
+                "p:Q", title="probability of the token", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")
+            ),
+            y=alt.Y("w:Q", title="weight", axis=alt.Axis(tickCount=5)),
+            color=color,
+            order="p:Q",
+            tooltip=["f:N", alt.Tooltip("p:Q", format=".1%", title="probability"), alt.Tooltip("w:Q", title="weight")],
+        )
+    )
+    layers = [lines]
+    if table["even"] is not None:
+        even = alt.Chart(alt.Data(values=[{"p": table["even"]}])).mark_rule(strokeDash=[3, 3], color="@muted")
+        layers.append(even.encode(x="p:Q"))
+    description = "Weight of a trace token against its probability, for the plain ratio and with policy shaping."
+    return alt.layer(*layers).properties(width="container", height=HEIGHT, description=description)
+
+
+def learned_chart() -> Any:
+    """Steps by tokens of a trace, coloured by probability. The page puts `{"s", "k", "t", "p"}` cells into it."""
+    x = alt.X("k:O", title=None, axis=alt.Axis(labels=False, ticks=False, domain=False))
+    return (
+        alt.Chart(alt.Data(values=[]))
+        .mark_rect()
+        .encode(
+            x=x,
+            y=alt.Y("s:O", title="step", sort="ascending", axis=alt.Axis(labelOverlap=True, domain=False)),
+            color=alt.Color(
+                "p:Q",
+                scale=alt.Scale(domain=[0, 1], range=["@page", "@weight-ink"], interpolate="rgb"),
+                legend=alt.Legend(title=None, format=".0%", orient="top", gradientLength=160, tickCount=3),
+            ),
+            tooltip=[
+                alt.Tooltip("s:O", title="step"),
+                alt.Tooltip("t:N", title="token"),
+                alt.Tooltip("p:Q", title="probability", format=".1%"),
+            ],
+        )
+        .properties(width="container", height=HEIGHT)
+    )

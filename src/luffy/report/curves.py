@@ -99,7 +99,7 @@ def style_curves(comparison: Comparison) -> list[Curve]:
                 values = [one.metrics.get("style/teacher") for one in found]
                 numbers = [float(value) for value in values if is_number(value)]
                 if numbers:
-                    points.append(_point(method, step, found[0].processed, numbers))
+                    points.append(point_of(method, step, found[0].processed, numbers))
         watched = len({point["s"] for point in points}) > 2
         if watched and max(point["v"] for point in points) > 0:
             title = f"Teacher's style on {name.rpartition('/')[2]}"
@@ -141,28 +141,34 @@ def _training_points(method: str, runs: Sequence[Run], metric: str) -> list[Poin
         chunk = steps[start : start + width]
         rows = [[line[step] for step in chunk if step in line] for line in lines]
         values = [float(np.mean([one[metric] for one in row])) for row in rows if row]
-        tokens = [_processed(one) for row in rows for one in row]
-        points.append(_point(method, round(float(np.mean(chunk)), 1), float(np.mean(tokens)), values))
+        tokens = [processed(one) for row in rows for one in row]
+        points.append(point_of(method, round(float(np.mean(chunk)), 1), float(np.mean(tokens)), values))
     return points
 
 
-def _processed(line: Mapping[str, Any]) -> float:
+def processed(line: Mapping[str, Any]) -> float:
+    """Tokens trained and generated up to a step; line: its metrics."""
     return sum(float(line.get(f"tokens/{key}") or 0) for key in ("trained", "generated"))
 
 
-def _point(method: str, step: float, tokens: float, values: Sequence[float]) -> Point:
+def point_of(method: str, step: float, tokens: float, values: Sequence[float]) -> Point:
+    """A point of a curve from one value a seed: their mean, with their range as band."""
     point: Point = {"m": method, "s": step, "t": round(tokens), "v": _rounded(float(np.mean(values)))}
     return point | {"l": _rounded(min(values)), "h": _rounded(max(values))} if len(values) > 1 else point
 
 
-def _by_step(runs: Sequence[Run], name: str) -> dict[int, list[Evaluation]]:
+def steps_of_set(runs: Sequence[Run], name: str) -> dict[int, list[tuple[Run, Evaluation]]]:
     """Evaluations of a set by step, for steps that every run that got so far has; the others would bend the mean."""
-    found: dict[int, list[Evaluation]] = {}
+    found: dict[int, list[tuple[Run, Evaluation]]] = {}
     for run in runs:
         for evaluation in run.of_set(name):
-            found.setdefault(evaluation.step, []).append(evaluation)
+            found.setdefault(evaluation.step, []).append((run, evaluation))
     reached = {step: sum(run.steps >= step for run in runs) for step in found}
     return {step: found[step] for step in sorted(found) if len(found[step]) >= reached[step]}
+
+
+def _by_step(runs: Sequence[Run], name: str) -> dict[int, list[Evaluation]]:
+    return {step: [evaluation for _, evaluation in found] for step, found in steps_of_set(runs, name).items()}
 
 
 def _evaluation_points(comparison: Comparison, name: str) -> list[Point]:
@@ -180,7 +186,7 @@ def _evaluation_points(comparison: Comparison, name: str) -> list[Point]:
                 given = [one.metrics.get(one.accuracy_name) for one in found]
                 values = [float(one["value"]) for one in given if isinstance(one, Mapping) and is_number(one["value"])]
                 if values:
-                    points.append(_point(method, step, tokens, values))
+                    points.append(point_of(method, step, tokens, values))
     return points
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -26,10 +25,19 @@ from luffy.comparison.verdicts import compare_runs
 from luffy.errors import RunError
 from luffy.files import write_whole
 from luffy.report import tables
-from luffy.report.charts import Reach, curve_chart, time_chart
-from luffy.report.curves import accuracy_curves, style_curves, time_parts, training_curves
+from luffy.report.charts import Reach, curve_chart, learned_chart, time_chart, weight_chart
+from luffy.report.curves import Curve, accuracy_curves, style_curves, time_parts, training_curves
+from luffy.report.dynamics import dynamics_curves, forgetting_table, learned_traces
+from luffy.report.embed import embedded_size, json_for_script
 from luffy.report.groups import sample_groups
+from luffy.report.histories import histories
 from luffy.report.palette import Look, looks
+from luffy.report.warnings import warnings
+from luffy.report.weights import trace_roles, weight_table
+
+MOST_BYTES = 4_600_000  # of library and data together: with tables and settings, a page stays under 5 MB
+LEAST_FOR_GROUPS = 300_000  # bytes
+SCRIPTS = ("base.js", "charts.js", "groups.js", "dynamics.js", "live.js")  # one script on the page, in this order
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:
@@ -38,20 +46,61 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     folders: run folders, or a folder with METHOD/seed-K in it. Raises RunError where a folder is neither, a file in it
     is broken, or the page cannot be written.
     """
-    return write_whole(output, render(_read(folders)).encode())
+    return write_whole(output, render(read_folders(folders)).encode())
 
 
-def render(comparison: Comparison) -> str:
-    """The HTML of the page."""
+def render(comparison: Comparison, *, live: str | None = None) -> str:
+    """The HTML of the page.
+
+    live: the version of what it shows; it then asks the server it came from whether there is another one.
+    """
     methods = looks(comparison.methods)
     content = compare_runs(comparison)
-    target = _target(comparison)
+    curves = [*accuracy_curves(comparison), *training_curves(comparison), *style_curves(comparison)]
+    moving = dynamics_curves(comparison)
+    values = _values(comparison, methods, [*curves, *moving]) | {"live": live}
+    shown = {
+        "live": live is not None,
+        "curves": list(enumerate(curves)),
+        "moving": list(enumerate(moving, len(curves))),
+        "has_times": values["times"] is not None,
+        "has_groups": bool(values["groups"]),
+        "has_histories": bool(values["histories"]),
+        "has_traces": bool(values["traces"]),
+    }
+    return _fill(_context(comparison, methods, content) | shown, values)
+
+
+def _values(comparison: Comparison, methods: Mapping[str, Look], curves: Sequence[Curve]) -> dict[str, Any]:
+    """What the page's script works with."""
+    reach = Reach.of(curves)
     times = time_parts(comparison)
+    roles, weights = trace_roles(comparison), weight_table(comparison)
+    found = {
+        "methods": [
+            {"name": name, "title": look.title, "dash": look.dash, "role": roles[name]}
+            for name, look in methods.items()
+        ],
+        "histories": histories(comparison),
+        "traces": learned_traces(comparison),
+        "weights": weights,
+        "charts": [curve_chart(curve, methods, reach).to_dict() for curve in curves],
+        "times": time_chart(times, methods).to_dict() if times else None,
+        "weight": weight_chart(weights).to_dict(),
+        "learned": learned_chart().to_dict(),
+    }
+    left = MOST_BYTES - len(_library().encode()) - embedded_size(found)
+    return found | {"groups": sample_groups(comparison, max(left, LEAST_FOR_GROUPS))}
+
+
+def _context(comparison: Comparison, methods: Mapping[str, Look], content: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template writes by itself."""
+    target = _target(comparison)
     watched = list(content["at_equal_tokens"]["evaluations"].get(next(iter(content["methods"]), ""), {}))
-    context = {
+    return {
         "title": _title(comparison, methods),
         "facts": tables.facts(comparison),
-        "notes": [*content["notes"], *content["incomplete"]],
+        "notes": [*content["notes"], *content["incomplete"], *warnings(comparison)],
         "verdicts": tables.verdict_rows(content["verdicts"]),
         "verdict_counts": tables.count_verdicts(content["verdicts"]),
         "sets": [(name, tables.short_name(name), roles) for name, roles in _roles(comparison).items()],
@@ -63,22 +112,16 @@ def render(comparison: Comparison) -> str:
         "watched": [(name, tables.short_name(name)) for name in watched],
         "differing": tables.differing_settings(comparison, methods),
         "settings": tables.settings(comparison.runs[0]),
+        "forgetting": forgetting_table(comparison, methods),
+        "short": tables.short_name,
         "methods": methods,
         "several_seeds": max(map(len, comparison.methods.values())) > 1,
+        "weights": weight_table(comparison),
     }
-    curves = [*accuracy_curves(comparison), *training_curves(comparison), *style_curves(comparison)]
-    reach = Reach.of(curves)
-    values = {
-        "methods": [{"name": name, "title": look.title, "dash": look.dash} for name, look in methods.items()],
-        "groups": sample_groups(comparison),
-        "charts": [curve_chart(curve, methods, reach).to_dict() for curve in curves],
-        "times": time_chart(times, methods).to_dict() if times else None,
-    }
-    return _fill(context | {"curves": curves, "has_times": bool(times), "has_groups": bool(values["groups"])}, values)
 
 
-def _read(folders: Sequence[Path]) -> Comparison:
-    """One comparison of everything in the folders."""
+def read_folders(folders: Sequence[Path]) -> Comparison:
+    """One comparison of everything in the folders. Raises RunError where there is no run."""
     if not folders:
         raise RunError("a report needs at least one run folder.")
     if len(folders) == 1 and not is_run(folders[0]):
@@ -115,7 +158,7 @@ def _fill(context: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(resource), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    scripts = {"library": _library(), "script": resource("page.js")}
+    scripts = {"library": _library(), "script": "\n".join(resource(name) for name in SCRIPTS)}
     policy = " ".join(f"'sha256-{_digest(script)}'" for script in scripts.values())
     return environment.get_template("page.html").render(
         context,
@@ -124,14 +167,6 @@ def _fill(context: Mapping[str, Any], values: Mapping[str, Any]) -> str:
         script_policy=policy,
         **{name: Markup(script) for name, script in scripts.items()},
     )
-
-
-def json_for_script(values: Any) -> str:
-    """JSON that is safe inside a script element: no `<`, `>` or `&`, so nothing in it can end the element."""
-    text = json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def resource(name: str) -> str:

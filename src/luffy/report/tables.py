@@ -141,6 +141,7 @@ def cost_table(comparison: Comparison, content: Mapping[str, Any], methods: Mapp
                 "trained": count(totals["trained"]),
                 "generated": count(totals["generated"]),
                 "time": duration(totals["seconds"]) if totals["seconds"] is not None else "",
+                "speed": count(_tokens_per_second(totals)),
                 "equal": {name: _cell({"avg@1": cell}, False) for name, cell in equal.get(method, {}).items()},
             }
         )
@@ -187,6 +188,12 @@ def count(number: float | None) -> str:
 def percent(share: float | None) -> str:
     """A share in percent."""
     return f"{100 * share:.1f} %" if share is not None else ""
+
+
+def _tokens_per_second(totals: Mapping[str, float | None]) -> float | None:
+    """Tokens trained and generated a second of the whole run, evaluations included."""
+    seconds = totals["seconds"]
+    return ((totals["trained"] or 0) + (totals["generated"] or 0)) / seconds if seconds else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -75,10 +75,12 @@ def _train(run: Run) -> RunSummary:
             batch = Batch()
             if step.phase == "sft":
                 traces = run.draw_traces(step)
+                run.show(step, batch)
                 with clock("update"):
                     update = run.learner.imitate(traces, step.index)
             else:
                 batch = run.collector.collect(step.number, clock)  # draw problems, collect groups, assign advantages
+                run.show(step, batch)
                 with run.collector.ahead(run.next_ahead(step), clock), clock("update"):
                     update = run.learner.update(batch.groups, step.index)
             with clock("synchronise"):

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from luffy.types import Group
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -39,41 +35,6 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         metrics["reward/traces"] = _mean([rollout.reward for rollout, _ in traces])
         metrics["guidance/trace_advantage"] = _mean([advantage for _, advantage in traces])
     return metrics
-
-
-def rollout_records(groups: Sequence[Group], tokenizer: PreTrainedTokenizerBase, detailed: int = 4) -> list[Any]:
-    """A step's groups as JSON: the first `detailed` with tokens and their log-probs."""
-    return [
-        {
-            "problem": {
-                "id": group.problem.id,
-                "prompt": group.problem.prompt
-                if isinstance(group.problem.prompt, str)
-                else [dict(message) for message in group.problem.prompt],
-                "answer": group.problem.answer,
-                "source": group.problem.source,
-            },
-            "rollouts": [
-                {
-                    "text": rollout.text,
-                    "off_policy": rollout.off_policy,
-                    "reward": rollout.reward,
-                    "advantage": advantage,
-                    "finished": rollout.finished,
-                }
-                | (_token_details(rollout, tokenizer) if index < detailed else {})
-                for rollout, advantage in zip(group.rollouts, group.advantages, strict=True)
-            ],
-        }
-        for index, group in enumerate(groups)
-    ]
-
-
-def _token_details(rollout: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    details = {"tokens": [tokenizer.decode([token]) for token in rollout.completion_ids]}
-    if not rollout.off_policy:
-        details["logprobs"] = [round(value, 4) for value in rollout.behavior_logprobs]
-    return details
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ from luffy.training.draw import ProblemRow, draw
 from luffy.training.first_batch import describe_mismatch
 from luffy.training.groups import trace_rollout
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
-from luffy.training.metrics import group_metrics, rollout_records
+from luffy.training.look import DETAILED_GROUPS, rollout_records, score, trace_record, watched_traces
+from luffy.training.metrics import group_metrics
 from luffy.training.run_folder import RunFolder, RunSummary
 from luffy.types import Group, Rollout
 
@@ -218,8 +220,28 @@ class Run:
 
     # -- around a step
 
+    def show(self, step: Step, batch: Batch) -> None:
+        """Before the update of some steps: write the rollouts it learns from, and how the watched traces fare."""
+        every = self.config.rollouts_every
+        if not every or (step.number % every and step.number != 1):
+            return
+        tokenizer = self.loaded.tokenizer
+        scored = partial(
+            score,
+            self.learner.scorer,
+            temperature=1.0 if step.phase == "sft" else self.config.rollout.temperature,
+            token_budget=self.config.policy.token_budget,
+        )
+        if batch.groups:
+            detailed = [scored(group.rollouts) for group in batch.groups[:DETAILED_GROUPS]]
+            self.folder.write_rollouts(step.number, rollout_records(batch.groups, tokenizer, detailed))
+        watched = watched_traces(self.traces)
+        rollouts = [trace_rollout(problem, trace) for problem, trace in watched]
+        lines = zip((problem for problem, _ in watched), rollouts, scored(rollouts), strict=True)
+        self.folder.write_traces(step.number, [trace_record(*line, tokenizer) for line in lines])
+
     def record(self, step: Step, batch: Batch, update: dict[str, Any]) -> None:
-        """Write the step's metrics and, now and then, the rollouts it learned from."""
+        """Write the step's metrics; evaluate and save what is due."""
         groups = batch.drawn
         generated = sum(
             len(rollout.completion_ids) for group in groups for rollout in group.rollouts if not rollout.off_policy
@@ -238,11 +260,8 @@ class Run:
         self.folder.append_metrics(step.number, metrics)
         if update["update/skipped"]:
             self._warn_of_skipped(step.number)
-        every = self.config.rollouts_every
         if groups and step.index == 0:
             self._warn_of_mismatch(groups)
-        if groups and every and step.number % every == 0:
-            self.folder.write_rollouts(step.number, rollout_records(batch.groups, self.loaded.tokenizer))
         self._evaluate_and_save(step.number)
         if self.on_step:
             self.on_step(step.number, self.total_steps, metrics | self._newest_accuracy())

@@ -1,6 +1,7 @@
 """The folder of a run: what is written, where, and how a started run is found again.
 
-    RUN/config.yaml  metrics.jsonl  evaluations.jsonl  evaluations/  rollouts/  checkpoints/  model/  summary.json
+    RUN/config.yaml  metrics.jsonl  evaluations.jsonl  evaluations/  rollouts/  traces/  checkpoints/  model/
+        summary.json
 
 Files are written beside and renamed, so that a reader never sees half of one. On resume, whatever belongs to steps
 after the checkpoint is cut, so that no step appears twice.
@@ -13,7 +14,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -105,6 +106,11 @@ class RunFolder:
         """Write `rollouts/step-N.jsonl`, a group a line."""
         write_lines(self.path / "rollouts" / f"step-{step:06d}.jsonl", records)
 
+    def write_traces(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write `traces/step-N.jsonl`, a watched trace a line; without any, nothing."""
+        if records:
+            write_lines(self.path / "traces" / f"step-{step:06d}.jsonl", records)
+
     def write_generations(self, step: int, benchmark: str, records: Iterable[Mapping[str, Any]]) -> None:
         """Write `evaluations/step-N/SET.jsonl`, a problem a line."""
         write_lines(self.path / "evaluations" / f"step-{step:06d}" / f"{benchmark.replace('/', '-')}.jsonl", records)
@@ -115,7 +121,8 @@ class RunFolder:
             if path.exists():
                 kept = [line for line in read_lines(path) if line["step"] <= step]
                 write_lines(path, kept)
-        for path in [*self.path.glob("rollouts/step-*.jsonl"), *self.path.glob("evaluations/step-*")]:
+        files = [path for kind in ("rollouts", "traces", "evaluations") for path in self.path.glob(f"{kind}/step-*")]
+        for path in files:
             if int(path.stem.split("-")[1]) > step:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -1,0 +1,226 @@
+"""The page in a real browser: nothing that a model wrote runs, nothing overflows, everything has a name.
+
+Skipped where there is no Chromium or no `playwright` to drive it.
+"""
+
+import json
+import shutil
+
+import pytest
+from synthetic import write_run, write_runs
+
+from luffy.report import live_server, write_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the `dev` extra")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+
+ATTACK = (
+    "</script><script>window.ran=1</script><img src=x onerror='window.ran=2'><svg onload=window.ran=3>"
+    '"\' onmouseover=window.ran=4 <a href="javascript:window.ran=5">x</a>{{7*7}}${7*7}</style><!-- ]]>'
+)
+SIZES = ((390, 844), (900, 1000), (1600, 1000))
+NAMED = {"button", "link", "textbox", "searchbox", "combobox", "spinbutton", "checkbox", "region", "image"}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page with everything that went wrong on it."""
+
+    def __init__(self, browser, address, size=SIZES[2], scheme="light"):
+        context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion="reduce"
+        )
+        self.page = context.new_page()
+        self.trouble, self.requests = [], []
+        self.page.on("console", lambda one: self.trouble.append(one.text) if one.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.trouble.append("a dialog"), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(address)
+
+    def see_everything(self):
+        """Scroll through, so that every chart is drawn, and wait for the last one."""
+        self.page.evaluate("for (const one of document.querySelectorAll('.chart')) one.scrollIntoView()")
+        self.page.wait_for_function(
+            "() => { const all = [...document.querySelectorAll('.chart')].filter((one) => one.offsetParent);"
+            "const left = all.find((one) => !one.querySelector('svg')); left?.scrollIntoView(); return !left; }"
+        )
+
+
+def attacked_run(folder, method):
+    """A run in which the model, the data, and the configuration are hostile."""
+    run = write_run(folder, method, steps=10, problems=8, sets=("hard",), every=5, text=ATTACK)
+    for path in (*run.glob("rollouts/*.jsonl"), *run.glob("traces/*.jsonl"), *run.glob("evaluations/*/*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            if "samples" in line:
+                line |= {"id": f"{line['id']} {ATTACK}", "prompt": ATTACK, "answer": ATTACK}
+                line["samples"][0]["text"] = ATTACK
+            elif isinstance(line["problem"], str):
+                line["problem"] += ATTACK
+                line["tokens"][0] = ATTACK
+            else:
+                line["problem"] |= {"id": line["problem"]["id"] + ATTACK, "prompt": ATTACK, "answer": ATTACK}
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("A processor", "<img src=x onerror=window.ran=6>"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """Two hostile runs on one page; their names, the folders', are hostile too."""
+    base = tmp_path_factory.mktemp("runs")
+    hostile = ATTACK.replace("/", "∕")[:120]
+    runs = [attacked_run(base / (hostile + name), "luffy") for name in ("a", "b")]
+    return write_report(runs, base / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "c"
+    write_runs(folder, ("luffy", "on_policy"), seeds=1, problems=12, steps=20)
+    return write_report([folder], folder / "report.html").as_uri()
+
+
+def test_nothing_that_a_model_wrote_runs(browser, attacked):
+    opened = Opened(browser, attacked)
+    page = opened.page
+    opened.see_everything()
+    for mode in ("entropy", "weight", "none", "probability"):
+        page.click(f"[data-mode={mode}]")
+        page.hover("#group .text span >> nth=3")
+    page.click(".timeline button")
+    assert page.locator("#group article").count() == 2  # two methods side by side
+    page.fill("[name=text]", "onerror")
+    for pick in page.locator("#picks button").all()[:6]:
+        pick.click()
+    page.select_option("[name=outcome]", "imitated")
+    for name in ("lost", "wrong", ""):
+        page.select_option("[name=change]", name)
+    page.click("[aria-label^='Show the numbers']")
+    assert ATTACK in page.locator("#group .prompt").inner_text()
+    assert ATTACK in page.locator("#history .text").first.inner_text()
+    assert page.evaluate("window.ran") is None
+    assert page.evaluate("document.querySelectorAll('img, script').length") == 3  # the data, the library, our script
+    assert opened.trouble == []
+    assert opened.requests == [attacked]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: str(size[0]))
+def test_nothing_overflows_and_nothing_is_loaded(browser, honest, size):
+    opened = Opened(browser, honest, size, "dark" if size[0] == 900 else "light")
+    opened.see_everything()
+    opened.page.click("[data-mode=weight]")
+    opened.page.click(".timeline button")
+    opened.see_everything()
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    assert opened.trouble == []
+    assert opened.requests == [honest]
+
+
+def test_whatever_can_be_used_has_a_name(browser, honest):
+    opened = Opened(browser, honest)
+    opened.see_everything()
+    opened.page.click("[data-mode=weight]")
+    client = opened.page.context.new_cdp_session(opened.page)
+    nodes = client.send("Accessibility.getFullAXTree")["nodes"]
+    used = [node for node in nodes if not node.get("ignored") and node.get("role", {}).get("value") in NAMED]
+    assert len(used) > 60
+    assert [node["role"]["value"] for node in used if not node.get("name", {}).get("value", "").strip()] == []
+    assert opened.page.locator("[role=group]:not([aria-label]), [tabindex='0']:not([aria-label])").count() == 0
+    headings = [node for node in nodes if node.get("role", {}).get("value") == "heading"]
+    assert all(node["name"]["value"].strip() for node in headings)
+
+
+def test_links_lead_somewhere(browser, honest):
+    page = Opened(browser, honest).page
+    links = page.evaluate("[...document.querySelectorAll('a')].map((one) => one.getAttribute('href'))")
+    assert len(links) > 6
+    assert [link for link in links if not page.evaluate("(id) => !!document.querySelector(id)", link)] == []
+    page.click("nav a[href='#groups']")
+    assert abs(page.evaluate("document.getElementById('groups').getBoundingClientRect().top")) < 200
+
+
+def test_the_keyboard_is_enough(browser, honest):
+    page = Opened(browser, honest).page
+    page.focus("#picks button >> nth=1")
+    page.keyboard.press("Enter")
+    assert page.locator("#picks button[aria-current=true]").inner_text().startswith("1: ")
+    page.focus("[data-mode=weight]")
+    page.keyboard.press("Space")
+    page.focus("#group .text >> nth=0")
+    for key in ("ArrowRight", "ArrowRight", "End"):
+        page.keyboard.press(key)
+    said = page.locator("#group .readout").first.inner_text()
+    assert '"<eos>"' in said
+    assert "shaped" in said
+    page.fill("[name=from]", "5")
+    page.fill("[name=to]", "15")
+    page.keyboard.press("Tab")
+    assert page.locator("#everything").is_visible()
+    page.wait_for_selector("#chart-0 svg")
+    labels = page.locator("#chart-0 svg .role-axis-label text").all_inner_texts()
+    assert "20" not in labels
+
+
+def test_a_chart_is_saved_as_picture_and_as_numbers(browser, honest):
+    page = Opened(browser, honest).page
+    beginnings = {"SVG": b"<svg", "PNG": b"\x89PNG", "CSV": b"method,step,tokens,value"}
+    for kind, beginning in beginnings.items():
+        with page.expect_download() as download:
+            page.click(f"[aria-label='Save Accuracy on hard as {kind}']")
+        path = download.value.path()
+        assert path.read_bytes().startswith(beginning), kind
+        assert download.value.suggested_filename == f"accuracy-on-hard.{kind.lower()}"
+
+
+def test_flipped_problems_are_found(browser, honest):
+    page = Opened(browser, honest).page
+    page.select_option("[name=outcome]", "flipped")
+    found = page.locator("#picks button").all_inner_texts()
+    assert found
+    expected = page.evaluate(
+        "(() => { const all = values.groups.filter((g) => g.method === 'luffy');"
+        "const won = (g) => g.rollouts.some((r) => !r.trace && r.reward);"
+        "return all.filter((g) => all.some((o) => o.id === g.id && won(o) !== won(g))).length; })()"
+    )
+    assert len(found) == expected
+
+
+def test_the_live_page_loads_itself_again(browser, tmp_path):
+    run = write_run(tmp_path / "r", steps=20, problems=5, until=4, sets=("hard",), status="running", rollouts=False)
+    with live_server([run]) as server:
+        opened = Opened(browser, f"http://127.0.0.1:{server.server_address[1]}/")
+        opened.page.wait_for_selector("text=running after 4 steps")
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 5, "reward/on_policy": 0.5}) + "\n")
+        opened.page.wait_for_selector("text=running after 5 steps")
+        assert [one for one in opened.trouble if "favicon" not in one] == []
+
+
+@pytest.mark.slow
+def test_a_large_page_is_small_and_opens_at_once(browser, tmp_path):
+    """1,000 steps, 2,000 rollouts of some 250 tokens, half of them token by token."""
+    run = write_run(tmp_path / "r", steps=1000, problems=100, every=100, text="a word or two " * 18)
+    first = run / "rollouts" / "step-000001.jsonl"
+    for step in range(31, 970, 31):
+        shutil.copy(first, first.with_name(f"step-{step:06d}.jsonl"))
+    report = write_report([run], tmp_path / "report.html")
+    assert report.stat().st_size < 5_000_000
+    page = Opened(browser, report.as_uri()).page
+    page.wait_for_selector("#group article")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    seconds = page.evaluate("performance.now()") / 1000  # since the page was asked for
+    rollouts = page.evaluate("values.groups.reduce((sum, group) => sum + group.rollouts.length, 0)")
+    print(f"{report.stat().st_size:,} bytes, {rollouts} rollouts, open after {seconds:.2f} s")
+    assert rollouts >= 2000
+    assert seconds < 2

@@ -1,0 +1,100 @@
+"""The page while a run trains: only this page, only for this machine, new as the run goes on."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+from synthetic import write_run
+
+from luffy.errors import RunError
+from luffy.report import live_server
+
+
+def ask(server, path="/", method="GET", host=None):
+    connection = http.client.HTTPConnection(*server.server_address, timeout=60)
+    connection.putrequest(method, path, skip_host=host is not None)
+    if host is not None:
+        connection.putheader("Host", host)
+    connection.endheaders()
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+def test_the_page_follows_the_run(tmp_path):
+    folder = tmp_path / "r"
+    with live_server([folder]) as server:
+        status, text = ask(server)
+        assert status == 200
+        assert "Nothing to show yet" in text
+        write_run(folder, steps=20, problems=5, until=4, sets=("hard",), status="running", rollouts=False)
+        status, text = ask(server)
+        assert "running after 4 steps" in text
+        assert "connect-src &#39;self&#39;" in text or "connect-src 'self'" in text
+        before = json.loads(ask(server, "/version")[1])["version"]
+        assert f'"live":"{before}"' in text
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 5, "reward/on_policy": 0.5}) + "\n")
+        assert json.loads(ask(server, "/version")[1])["version"] != before
+        assert "running after 5 steps" in ask(server)[1]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/config.yaml",
+        "/../config.yaml",
+        "/%2e%2e/config.yaml",
+        "//etc/passwd",
+        "/etc/passwd",
+        "/?x",
+        "/version/..",
+        "*",
+    ],
+)
+def test_nothing_else_is_served(tmp_path, path):
+    (tmp_path / "config.yaml").write_text("secret: 1\n")
+    with live_server([tmp_path]) as server:
+        status, text = ask(server, path)
+        assert status == 404
+        assert "secret" not in text
+
+
+def test_only_this_machine_by_its_own_name(tmp_path):
+    with live_server([tmp_path]) as server:
+        host, port = server.server_address
+        assert host == "127.0.0.1"
+        for name in ("evil.example", f"evil.example:{port}", "127.0.0.1", ""):
+            assert ask(server, host=name)[0] == 403, name
+        assert ask(server, host=f"localhost:{port}")[0] == 200
+        assert ask(server, method="POST")[0] == 501
+
+
+def test_a_taken_port_is_a_sentence(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        sentence = rf"port {port} of 127\.0\.0\.1 cannot be used .*Choose another --port"
+        with pytest.raises(RunError, match=sentence), live_server([tmp_path], port):
+            pass
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(tmp_path):
+    run = write_run(tmp_path / "r", steps=4, problems=5, sets=("hard",), rollouts=False)
+    command = [sys.executable, "-m", "luffy", "report", "--live", str(run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert "LUFFY on miniature" in answer.read().decode()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+    assert not (run / "report.html").exists()
