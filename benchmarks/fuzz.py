@@ -340,7 +340,7 @@ def main() -> None:
         return
     cases = [(kind, number) for number in range(given.count // len(KINDS) + 1) for kind in KINDS][: given.count]
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
-    findings: dict[str, Any] = {}
+    findings: dict[str, str] = {}
     for begin in range(0, len(cases), AT_ONCE):
         part = cases[begin : begin + AT_ONCE]
         for (kind, number), outcome in zip(part, try_in_a_process(part, given.seed), strict=True):
@@ -348,15 +348,20 @@ def main() -> None:
             if outcome.startswith("finding"):
                 findings[f"{kind}/{number}"] = outcome
                 print(f"{kind}/{number}: {outcome}", flush=True)
+        write_counts(counts, findings, given.seed, given.output)
+    sys.exit(bool(findings))
+
+
+def write_counts(counts: dict[str, Counter[str]], findings: dict[str, str], seed: int, path: Path) -> None:
+    """The counts so far, as JSON and as the table of docs/reliability.md."""
     table = ["| mutated | cases | sound | a clear message | findings |", "|---|---|---|---|---|"]
     for kind, count in counts.items():
         table.append(f"| {kind} | {count.total()} | {count['sound']} | {count['message']} | {count['finding']} |")
-    print("\n".join(table))
+    print("\n".join(table), flush=True)
     write_table("fuzz", "\n".join(table))
-    record = {"seed": given.seed, "counts": {kind: dict(count) for kind, count in counts.items()}, "findings": findings}
-    given.output.parent.mkdir(exist_ok=True)
-    given.output.write_text(json.dumps(record, indent=1) + "\n")
-    sys.exit(bool(findings))
+    record = {"seed": seed, "counts": {kind: dict(count) for kind, count in counts.items()}, "findings": findings}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss, truncated_importance_weights
+from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss
 from luffy.config import Config
 from luffy.errors import RunError
 from luffy.policy import LoadedModel, Loss, MicroBatch, Scorer, TokenScores, padding_fraction, pick_autocast
+from luffy.policy.precision import Autocast
 from luffy.training.draw import seed_of
 from luffy.training.rows import Row, TokenTable, reinforcement_rows, supervised_rows, texts
 from luffy.training.schedule import learning_rate
@@ -42,8 +43,8 @@ class Learner:
         self.policy = loaded.model
         self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
         self.autocast = pick_autocast(config.policy, loaded.model)
-        self.scorer = self._scorer(loaded)
-        self.reference = self._reference(loaded) if config.objective.kl_coefficient else None
+        self.scorer = _scorer(loaded, config, self.autocast)
+        self.reference = _reference(loaded, config, self.autocast) if config.objective.kl_coefficient else None
         self.tokens_trained = 0
         self.skipped_in_a_row = 0
         self.phase_begin = -1  # no phase has begun
@@ -163,7 +164,7 @@ class Learner:
     def _chunk_loss(
         self, scores: TokenScores, chunk: TokenTable, reference: Tensor | None
     ) -> tuple[Tensor, dict[str, float]]:
-        old, importance = self._behavior(chunk, scores.logprobs.detach())
+        old, importance = chunk.behavior(scores.logprobs.detach(), self.config)
         objective = self.config.objective
         loss, stats = policy_loss(
             scores.logprobs,
@@ -206,23 +207,6 @@ class Learner:
         )
         return scores
 
-    def _behavior(self, chunk: TokenTable, current: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Log-probs [tokens] of the policy that wrote each token, and truncated importance weights if asked for.
-
-        With one update a batch, the sampling policy is the current one: its log-probs are the detached current ones,
-        free of the engine's rounding. With several, those of the engine, or of a pass before the first update.
-        """
-        engine = chunk.engine.to(current)
-        cap = self.config.objective.importance_cap
-        if self.config.updates_per_step == 1:
-            sampled = current
-        elif chunk.old is not None:
-            sampled = chunk.old.to(current)
-        else:
-            sampled = engine
-        weights = None if cap is None else truncated_importance_weights(sampled, engine, cap)
-        return torch.where(chunk.off_policy, engine, sampled), weights
-
     @torch.no_grad()
     def _remember_old_logprobs(self, rows: Sequence[Row]) -> None:
         """One pass before the first of several updates, where truncated importance sampling needs it."""
@@ -241,19 +225,15 @@ class Learner:
             return None
         return self._score(rows, self.reference, entropy_gradient=False).logprobs
 
-    # -- construction
 
-    def _scorer(self, loaded: LoadedModel) -> Scorer:
-        return Scorer(
-            loaded.model,
-            pad_id=loaded.pad_id,
-            chunk_elements=self.config.policy.chunk_elements,
-            autocast=self.autocast,
-        )
+def _scorer(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
+    return Scorer(loaded.model, pad_id=loaded.pad_id, chunk_elements=config.policy.chunk_elements, autocast=autocast)
 
-    def _reference(self, loaded: LoadedModel) -> Scorer:
-        frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
-        return self._scorer(replace(loaded, model=frozen))
+
+def _reference(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
+    """A scorer on a copy that stays as it is."""
+    frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
+    return _scorer(replace(loaded, model=frozen), config, autocast)
 
 
 def _summarise(totals: dict[str, float], updates: int) -> Metrics:

@@ -15,6 +15,7 @@ from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, EncodedTrace, LoadedProblems, prepare_problems
 from luffy.errors import DataError, ModelError
 from luffy.policy import LoadedModel, check_context
+from luffy.policy.precision import Autocast
 from luffy.reward import Verdict
 from luffy.rollout import Engine, TransformersEngine
 from luffy.training.checkpoint import Progress, read_ahead
@@ -66,7 +67,7 @@ def prepare_data(
     return prepared.problems, traces
 
 
-def open_engine(config: Config, loaded: LoadedModel, autocast: str | None) -> Engine:
+def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast) -> Engine:
     """What generates: on the policy itself, or on a copy. autocast: type of the update's products, if not its own."""
     return TransformersEngine(
         _generating_model(config, loaded.model, autocast),
@@ -113,7 +114,7 @@ def open_collector(
     return collector
 
 
-def _generating_model(config: Config, policy: PreTrainedModel, autocast: str | None) -> PreTrainedModel:
+def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocast) -> PreTrainedModel:
     """The policy itself, or a copy: one of another type, or one that generates while the policy changes."""
     wanted = config.rollout
     by_products = torch.bfloat16 if autocast == "bfloat16" else policy.dtype

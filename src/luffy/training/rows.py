@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from luffy.algorithm import METHODS, token_weights
+from luffy.algorithm import METHODS, token_weights, truncated_importance_weights
 from luffy.algorithm.loss import Normalization
 from luffy.config import Config
 from luffy.types import Group, Rollout
@@ -128,3 +128,20 @@ class TokenTable:
             "observed_trace_tokens": float(self.off_policy.sum()),
             "trace_probability_seen": float(current[self.off_policy].exp().sum()),
         }
+
+    def behavior(self, current: Tensor, config: Config) -> tuple[Tensor, Tensor | None]:
+        """Log-probs [tokens] of the policy that wrote each token, and truncated importance weights if asked for.
+
+        With one update a batch, the sampling policy is the current one: its log-probs are the detached current ones,
+        free of the engine's rounding. With several, those of the engine, or of a pass before the first update.
+        """
+        engine = self.engine.to(current)
+        cap = config.objective.importance_cap
+        if config.updates_per_step == 1:
+            sampled = current
+        elif self.old is not None:
+            sampled = self.old.to(current)
+        else:
+            sampled = engine
+        weights = None if cap is None else truncated_importance_weights(sampled, engine, cap)
+        return torch.where(self.off_policy, engine, sampled), weights
