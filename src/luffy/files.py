@@ -7,6 +7,7 @@ written is a RunError that names the file.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -75,6 +76,9 @@ def flush(path: Path) -> None:
             return
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems flush no folders
+                raise
         finally:
             os.close(handle)
 
