@@ -7,8 +7,8 @@ import pytest
 
 
 @pytest.mark.parametrize("kind", fuzz.KINDS)
-def test_a_hundred_mutations_are_sound_or_said(kind):
-    outcomes = [fuzz.try_case(kind, number, 0) for number in range(100)]
+def test_mutations_are_sound_or_said(kind):
+    outcomes = [fuzz.try_case(kind, number, 0) for number in range(70)]
     assert not [one for one in outcomes if one.startswith("finding")]
     assert outcomes.count("message") > 10
     assert outcomes.count("sound") > 10
