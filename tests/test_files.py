@@ -48,6 +48,22 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_system_that_flushes_no_folders_will_do(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def no_folders(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(handle)
+
+    monkeypatch.setattr("luffy.files.os.fsync", no_folders)
+    write_folder_whole(tmp_path / "folder", lambda folder: (folder / "file").write_text("new"))
+    assert (tmp_path / "folder/file").read_text() == "new"
+    monkeypatch.setattr("luffy.files.os.fsync", no_space)
+    with pytest.raises(RunError, match="No space"):
+        write_folder_whole(tmp_path / "other", lambda folder: (folder / "file").write_text("new"))
+
+
 def test_a_line_that_cannot_be_written_is_said():
     with pytest.raises(RunError, match=r"/dev/full: cannot be written \(No space left on device\)"):
         append_line(Path("/dev/full"), {"a": 1})

@@ -1,6 +1,7 @@
 """The commands: they parse, call and print. Results go to stdout, progress and messages to stderr.
 
-Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 stopped by Ctrl-C or a request to terminate.
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration, 130 stopped by Ctrl-C, 143 stopped by a request to
+terminate (SIGTERM): a scheduler may start the same command again, and it goes on.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ application = typer.Typer(
 data_commands = typer.Typer(help="Look at problems and traces before training on them.", no_args_is_help=True)
 application.add_typer(data_commands, name="data")
 
-STOPPED = 130  # exit status of a run that was asked to stop, as shells have it for Ctrl-C
+STOPPED, TERMINATED = 130, 143  # exit status of a run that was asked to stop, as shells have it for the two signals
 
 messages = Console(stderr=True)
 results = Console()
@@ -101,7 +102,9 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) 
     else:
         _print_summary(summary)
     if summary.status != "finished":
-        raise typer.Exit(STOPPED)
+        from luffy.training.interrupt import TERMINATION
+
+        raise typer.Exit(TERMINATED if summary.reason == TERMINATION else STOPPED)
 
 
 @application.command()

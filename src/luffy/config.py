@@ -39,6 +39,7 @@ FREE_KEYS = (
     "steps",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_best_checkpoints",
     "rollouts_every",
     "evaluation.",
     "methods",
@@ -316,6 +317,9 @@ class Config(Section):
     updates_per_step: Count = Field(1, description="Optimizer steps a batch of groups is split into (the paper: 2).")
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: only at the end of a phase.")
     keep_checkpoints: Count = Field(2, description="Newest checkpoints that are kept.")
+    keep_best_checkpoints: int = Field(
+        0, ge=0, description="Checkpoints kept beside them for the best accuracy on the first set of evaluation.watch."
+    )
     rollouts_every: int = Field(10, ge=0, description="Steps between saved rollouts; 0: never.")
     tracker: Trackers = Field(
         (),
@@ -346,6 +350,11 @@ class Config(Section):
             raise ValueError(
                 "rollout.ahead=1 learns from rollouts of the policy one step before, which truncated importance "
                 "sampling corrects: set objective.importance_cap, for example to 2"
+            )
+        if self.keep_best_checkpoints and not (self.evaluation.watch and self.evaluation.every):
+            raise ValueError(
+                f"keep_best_checkpoints={self.keep_best_checkpoints} needs a score to go by: set evaluation.watch and "
+                "evaluation.every, and checkpoint_every to the same number of steps"
             )
         groups = self.problems_per_step
         if self.updates_per_step > groups:
@@ -406,6 +415,8 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML ({_yaml_problem(error)}).") from None
+    except (RecursionError, ValueError) as error:  # ValueError: a date that there is not
+        raise ConfigError(f"override {text[:80]!r}: the value cannot be read ({_unread(error)}).") from None
 
 
 def flatten(config: BaseModel, prefix: str = "") -> dict[str, Any]:
@@ -475,6 +486,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML ({_yaml_problem(error)}).") from None
+    except (RecursionError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({_unread(error)}).") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -491,6 +504,10 @@ class _StrictLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _unread(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

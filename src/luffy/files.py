@@ -1,16 +1,18 @@
 """Files that a reader never sees half of, and lines of JSON.
 
-Whatever is written goes beside its place first and is renamed; a full disk or a folder that may not be written is a
-RunError that names the file.
+Whatever is written goes beside its place first, is flushed to the disk, and is renamed; then the folder it stands in is
+flushed too, since a rename that only memory knows of is lost with the power. A full disk or a folder that may not be
+written is a RunError that names the file.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -60,9 +62,34 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one JSON line. Raises RunError when it cannot be written."""
+    """Add one JSON line; `flush` brings it to the disk. Raises RunError when it cannot be written."""
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, from memory to the disk; one that is missing is passed over."""
+    with writing(path):
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems flush no folders
+                raise
+        finally:
+            os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it; one that is missing is passed over. Raises RunError."""
+    with writing(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -85,8 +112,10 @@ def write_whole(path: Path, content: str | bytes) -> Path:
                 os.fsync(file.fileno())
             beside.replace(path)
         except OSError:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has become read-only does not let us
+                beside.unlink(missing_ok=True)
             raise
+        flush(path.parent)
     return path
 
 
@@ -105,27 +134,33 @@ def whole_file(path: Path) -> Iterator[TextIO]:
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
+            flush(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def write_folder_whole(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write into a folder beside, flush its files, then put it in the place of `path`.
+    """Let `fill` write into a folder beside, flush its files and folders, then put it in the place of `path`.
 
     Raises RunError when it cannot be written; what was there is then untouched.
     """
-    beside = path.with_name(path.name + ".part")
+    beside, before = path.with_name(path.name + ".part"), path.with_name(path.name + ".before")
     with writing(path):
         shutil.rmtree(beside, ignore_errors=True)
         try:
             beside.mkdir(parents=True)
             fill(beside)
-            for file in beside.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
-            shutil.rmtree(path, ignore_errors=True)
+            for one in (*beside.rglob("*"), beside):
+                flush(one)
+            if path.exists():  # a folder cannot be renamed onto one that is not empty
+                shutil.rmtree(before, ignore_errors=True)
+                path.rename(before)
             beside.rename(path)
         except BaseException:
+            if before.exists() and not path.exists():
+                before.rename(path)
             shutil.rmtree(beside, ignore_errors=True)
             raise
+        flush(path.parent)
+        shutil.rmtree(before, ignore_errors=True)

@@ -125,6 +125,15 @@ def test_ctrl_c_stops_with_a_checkpoint_and_status_130(tmp_path):
     assert "the same command goes on from there" in stderr
 
 
+def test_a_second_ctrl_c_is_a_sentence_too(luffy, tmp_path, monkeypatch):
+    def twice(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luffy.training.train", twice)
+    _, stderr = luffy("train", RECIPE, f"output={tmp_path}", status=130)
+    assert "interrupted; the same command goes on from the last checkpoint." in stderr
+
+
 @pytest.fixture
 def files(tmp_path):
     (tmp_path / "good.jsonl").write_text('{"prompt": "Q17+5:", "answer": "22", "traces": ["17+5=22#22"]}\n')

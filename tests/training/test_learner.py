@@ -14,6 +14,7 @@ from luffy.policy import LoadedModel, MicroBatch, Scorer
 from luffy.policy.load import disable_dropout
 from luffy.training.groups import assign_advantages
 from luffy.training.learner import Learner
+from luffy.training.rows import reinforcement_rows, token_shares
 from luffy.training.schedule import learning_rate
 from luffy.types import Group, Problem, Rollout
 from tiny_models import VOCABULARY, build_model
@@ -102,8 +103,8 @@ def test_a_mean_of_means_would_be_noticed():
     # what the defect of published SFT baselines does: each micro-batch averaged over its own tokens
     learner = build_learner("sft")
     traces = [one for group in as_supervised(build_groups()) for one in group.rollouts]
-    right = learner._weights(traces, "token")
-    means = learner._weights(traces[:2], "token") + learner._weights(traces[2:], "token")
+    right = token_shares(traces, learner.config, "token")
+    means = [share for part in (traces[:2], traces[2:]) for share in token_shares(part, learner.config, "token")]
     assert right == [pytest.approx(right[0])] * len(traces)
     assert max(means) > 1.5 * min(means)
 
@@ -204,13 +205,13 @@ def test_micro_batches_do_not_change_the_weights_with(key):
 
 def test_rows_without_advantage_have_no_gradient_and_are_not_computed(monkeypatch):
     skipping = build_learner()
-    rows = skipping._reinforcement_rows
-    everything = build_learner()
-    monkeypatch.setattr(everything, "_contributes", lambda advantage: True)
-    torch.testing.assert_close(train_steps(skipping), train_steps(everything), rtol=1e-12, atol=1e-12)
+    skipped = train_steps(skipping)
+    with monkeypatch.context() as patch:
+        patch.setattr("luffy.training.rows.contributes", lambda advantage, config: True)
+        torch.testing.assert_close(skipped, train_steps(build_learner()), rtol=1e-12, atol=1e-12)
     groups = build_groups()
     assign_advantages(groups, skipping.method, skipping.config)
-    assert len(rows(groups)) == 8  # the group in which everything is solved is left out
+    assert len(reinforcement_rows(groups, skipping.config)) == 8  # the group in which everything is solved is left out
 
 
 def test_the_order_of_groups_and_rollouts_does_not_matter():
@@ -218,6 +219,20 @@ def test_the_order_of_groups_and_rollouts_does_not_matter():
     torch.testing.assert_close(
         train_steps(build_learner(), turned), train_steps(build_learner()), rtol=1e-9, atol=1e-10
     )
+
+
+def test_dropout_follows_from_the_step():
+    """A run that goes on draws as one that was never interrupted, whatever was drawn before."""
+
+    def trained(noise, share):
+        learner = build_learner(policy__gradient_checkpointing=True)
+        embedding = learner.policy.get_input_embeddings()
+        embedding.register_forward_hook(lambda module, _, out: torch.dropout(out, share, module.training))
+        torch.manual_seed(noise)
+        return train_steps(learner)
+
+    assert torch.equal(trained(1, 0.5), trained(2, 0.5))
+    assert not torch.equal(trained(1, 0.5), trained(1, 0.0))
 
 
 def test_gradient_checkpointing_changes_nothing():

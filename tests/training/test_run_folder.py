@@ -15,13 +15,16 @@ from luffy.policy import LoadedModel
 from luffy.training import RunFolder
 from luffy.training.checkpoint import (
     Progress,
+    Retention,
     find_checkpoint,
+    find_damage,
     list_checkpoints,
     load_optimizer,
     load_weights,
     read_ahead,
     read_progress,
     save_checkpoint,
+    take_up_checkpoint,
 )
 from luffy.training.learner import Learner
 from luffy.types import Rollout
@@ -105,7 +108,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         f"RunFolder(load_config(overrides={{'output': {str(tmp_path)!r}}}), digest='d')"
     )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "another process is training in this run folder" in other.stderr
+    assert f"another process ({os.getpid()}) is training in this run folder" in other.stderr
     folder.close()
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
@@ -123,6 +126,59 @@ def test_a_folder_that_may_not_be_written(tmp_path):
         open_folder(tmp_path / "run")
 
 
+def test_a_forked_worker_does_not_hold_the_folder(tmp_path):
+    """A verifier that lives on when its run was killed must not be in the way of the next start."""
+    program = (
+        "import os, sys, time; from luffy import load_config; from luffy.training import RunFolder\n"
+        f"folder = RunFolder(load_config(overrides={{'output': {str(tmp_path)!r}}}), digest='d')\n"
+        "worker = os.fork()\n"
+        "if not worker: os.close(1); time.sleep(60)\n"
+        "print(worker, flush=True); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        assert killed.returncode == -9
+        open_folder(tmp_path).close()
+    finally:
+        os.kill(int(killed.stdout), 9)
+
+
+def test_the_process_that_holds_the_folder_is_named(tmp_path):
+    folder = open_folder(tmp_path)
+    with pytest.raises(RunError, match=rf"another process \({os.getpid()}\) is training.*choose another output="):
+        open_folder(tmp_path)
+    folder.close()
+
+
+def test_what_keeps_a_run_from_being_exact_is_known_when_it_goes_on(tmp_path, monkeypatch):
+    start(tmp_path)
+    folder = open_folder(tmp_path)
+    assert folder.differences == []
+    folder.close()
+    from luffy.training import run_folder
+
+    versions, hardware = run_folder.library_versions(), run_folder.hardware()
+    monkeypatch.setattr(run_folder, "library_versions", lambda: versions | {"torch": "1.0"})
+    monkeypatch.setattr(run_folder, "hardware", lambda: hardware | {"threads": 64, "gpu": "H100", "cores": 128})
+    for _ in range(2):  # what it began with is not forgotten
+        folder = open_folder(tmp_path)
+        assert folder.differences == [
+            f"torch {versions['torch']} there, 1.0 here",
+            f"threads {hardware['threads']} there, 64 here",
+            "gpu None there, H100 here",
+        ]
+        folder.close()
+
+
+def test_a_schedule_over_another_number_of_steps_is_known(tmp_path):
+    cosine = {"optimizer.schedule": "cosine"}
+    start(tmp_path / "cosine", **cosine)
+    folder = open_folder(tmp_path / "cosine", steps=7, **cosine)
+    assert folder.differences == ["the cosine schedule is over 100 steps there, 7 here"]
+    start(tmp_path / "constant")
+    assert open_folder(tmp_path / "constant", steps=7).differences == []
+
+
 # -- files
 
 
@@ -135,7 +191,11 @@ def test_what_belongs_to_later_steps_is_cut(tmp_path):
         folder.write_generations(step, "a/b", [{}])
     with folder.metrics_file.open("a") as file:
         file.write('{"step": 4')
+    for name in ("metrics.jsonl.part", "checkpoints/step-000003.part/state.json", "model.before/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{")
     folder.cut_after(2)
+    assert not [*tmp_path.rglob("*.part"), *tmp_path.rglob("*.before")]
     assert [line["step"] for line in read_lines(folder.metrics_file)] == [1, 2]
     assert [line["step"] for line in read_lines(folder.evaluations_file)] == [1, 2]
     assert sorted(path.name for path in tmp_path.glob("rollouts/*")) == ["step-000001.jsonl", "step-000002.jsonl"]
@@ -164,8 +224,14 @@ def trained():
     return loaded, learner
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def save(path, trained, step, keep=2):
-    save_checkpoint(path, *trained, Progress(step=step, tokens_trained=10 * step), keep)
+    save_checkpoint(path, *trained, Progress(step=step, tokens_trained=10 * step), Retention(keep))
 
 
 def test_a_checkpoint_holds_everything(tmp_path, trained):
@@ -189,6 +255,65 @@ def test_only_the_newest_are_kept(tmp_path, trained):
     for step in (1, 2, 3, 4):
         save(tmp_path, trained, step)
     assert [path.name for path in sorted(tmp_path.glob("checkpoints/*"))] == ["step-000003", "step-000004"]
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path, trained):
+    scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1}
+    for step in (1, 2, 3, 4, 5, 6):
+        save_checkpoint(tmp_path, *trained, Progress(step=step), Retention(1, 2, scores))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000003", "step-000006"]
+    save_checkpoint(tmp_path, *trained, Progress(step=7), Retention(1, 1, scores))
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000003", "step-000007"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, trained, caplog):
+    for step in (1, 2):
+        save(tmp_path, trained, step)
+    first, newest = list_checkpoints(tmp_path)
+    assert take_up_checkpoint(tmp_path) == newest
+    check = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=newest, check=False)
+    assert check.returncode == 0
+    flip_a_bit(newest / "optimizer.safetensors")
+    assert take_up_checkpoint(tmp_path) == first
+    assert "step-000002 is damaged (optimizer.safetensors is not as it was written) and is not used" in caplog.text
+    assert list_checkpoints(tmp_path) == [first]
+    (first / "model/config.json").unlink()
+    with pytest.raises(RunError, match=r"all 1 checkpoints are damaged.*begin anew"):
+        take_up_checkpoint(tmp_path)
+    assert "step-000001 is damaged (model/config.json cannot be read: No such file or directory)" in caplog.text
+    assert take_up_checkpoint(tmp_path / "other") is None
+
+
+@pytest.mark.parametrize("content", ["", "nonsense\n", "00  state.json\n", b"\xff\xfe"])
+def test_damaged_digests_are_damage(tmp_path, trained, content):
+    save(tmp_path, trained, 1)
+    checkpoint = find_checkpoint(tmp_path)
+    digests = checkpoint / "SHA256SUMS"
+    digests.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert "SHA256SUMS" in find_damage(checkpoint)
+    digests.unlink()
+    assert find_damage(checkpoint) is None  # of an earlier version
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, trained, monkeypatch):
+    flushed, sync, rename = set(), os.fsync, os.rename
+
+    def noting(handle):
+        flushed.add(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    def checking(old, new):
+        if str(old).endswith(".part"):
+            written = {str(path) for path in [old, *old.rglob("*")]}
+            assert written <= flushed
+            assert len(written) > 5
+            flushed.clear()
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(os, "rename", checking)
+    save(tmp_path, trained, 1)
+    assert flushed == {str(tmp_path / "checkpoints")}  # the new name, last
 
 
 def test_steps_beyond_six_digits_are_the_newest(tmp_path, trained):

@@ -25,6 +25,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 PROCESS_FREE = ("exact", "number", "choice")  # kinds that need no deadline
 WARM_UPS = {"math": ("#### 1/2", "0.5"), "reasoning_gym": ("4", '{"task": "chain_sum", "answer": "4", "metadata": {}}')}
 STALL_SECONDS = 60.0  # without any verdict, beyond the deadline, after which the workers are started anew
+CLOCK_JUMP_SECONDS = 0.5  # by which the time of day changed on its own; the deadlines of the pool go by it
 MAX_RESTARTS = 3  # of the workers without a verdict in between
 WORKER_MEMORY = 2 * 2**30  # bytes
 
@@ -96,7 +98,8 @@ class VerifierPool:
 
     def __enter__(self) -> Self:
         if self._context is not None:
-            self._running_pool().schedule(ready)  # workers start while the caller goes on
+            with contextlib.suppress(RuntimeError):  # that none can be started is said where a verdict is asked for
+                self._running_pool().schedule(ready)  # workers start while the caller goes on
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,8 +135,8 @@ class VerifierPool:
                 )
             return self._pool
 
-    def _restart(self, broken: ProcessPool) -> None:
-        """Replace a pool that no longer works, unless that has been done."""
+    def _restart(self, broken: ProcessPool, why: Exception) -> None:
+        """Replace a pool that no longer works, unless that has been done. Raises RunError when that keeps happening."""
         with self._lock:
             if self._pool is not broken:
                 return
@@ -143,8 +146,9 @@ class VerifierPool:
         _stop(broken)
         if restarts > MAX_RESTARTS:
             raise RunError(
-                f"the verifier's workers ended {restarts} times without a verdict. "
-                "Is there enough memory for them? reward.workers=0 verifies without workers."
+                f"the verifier's workers ended {restarts} times without a verdict{_shown_reason(why)}. Is there "
+                "enough memory for them, and space in the temporary folder (TMPDIR)? "
+                "reward.workers=0 verifies without workers."
             )
         logger.warning("the verifier's workers ended unexpectedly and are started anew")
 
@@ -179,13 +183,14 @@ class _Task:
     def _schedule(self) -> None:
         while True:
             self._pool = self._owner._running_pool()
+            self._clock_offset = _clock_offset()
             try:
                 self._future: ProcessFuture[Verdict] = self._pool.schedule(
                     grade_in_worker, args=self._pair, timeout=self._owner._deadline
                 )
                 return
-            except RuntimeError:  # the pool broke since; pebble has no narrower error
-                self._owner._restart(self._pool)
+            except RuntimeError as error:  # the pool broke since; pebble has no narrower error
+                self._owner._restart(self._pool, error)
 
     def verdict(self) -> Verdict:
         """Wait for the verdict; where the pool itself breaks, submit the pair again."""
@@ -193,11 +198,17 @@ class _Task:
             try:
                 verdict = self._wait()
             except TimeoutError:
+                if abs(_clock_offset() - self._clock_offset) > CLOCK_JUMP_SECONDS:  # or this machine slept
+                    self._schedule()
+                    continue
                 verdict = Verdict(False, None, "timeout")
             except ProcessExpired as end:
                 verdict = Verdict(False, None, OUT_OF_MEMORY if end.exitcode == MEMORY_STATUS else "crash")
-            except (RuntimeError, CancelledError):  # of the pool, never of the verifier: the worker catches those
-                self._owner._restart(self._pool)
+            except (
+                RuntimeError,
+                CancelledError,
+            ) as error:  # of the pool: a worker catches its own
+                self._owner._restart(self._pool, error)
                 self._schedule()
                 continue
             except Exception as error:
@@ -218,6 +229,16 @@ class _Task:
                     raise
             if self._owner._verdicts == before:
                 raise RuntimeError("no worker gives verdicts")
+
+
+def _shown_reason(error: Exception) -> str:
+    """What the system said when a process could not be started, if that is what happened."""
+    return f" ({error.__cause__})" if isinstance(error.__cause__, OSError) else ""
+
+
+def _clock_offset() -> float:
+    """Seconds between the time of day and the time that never jumps."""
+    return time.time() - time.monotonic()
 
 
 def _behind(gate: CompletionFormat | None, pair: Pair | None) -> Pair | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from luffy.errors import RunError
 from luffy.types import Completion
 
 if TYPE_CHECKING:
@@ -56,7 +57,38 @@ class StreamingEngine(Protocol):
 def stream(
     engine: Engine, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """Stream from any engine: from one that cannot, everything comes at the end."""
+    """Stream from any engine: from one that cannot, everything comes at the end.
+
+    Raises RunError when it does not return what it was asked for: training on that would go wrong silently.
+    """
     if isinstance(engine, StreamingEngine):
-        return engine.stream(prompt_ids, n, sampling)
-    return iter(enumerate(engine.generate(prompt_ids, n, sampling)))
+        arriving = engine.stream(prompt_ids, n, sampling)
+    else:
+        arriving = iter(enumerate(engine.generate(prompt_ids, n, sampling)))
+    missing = set(range(len(prompt_ids)))
+    for index, completions in arriving:
+        trouble = "completions that nobody asked for" if index not in missing else _trouble(completions, n, sampling)
+        if trouble:
+            raise RunError(f"the engine ({type(engine).__name__}) returned {trouble}; the run cannot go on with that.")
+        missing.remove(index)
+        yield index, completions
+    if missing:
+        raise RunError(
+            f"the engine ({type(engine).__name__}) returned nothing for {len(missing)} of {len(prompt_ids)} prompts; "
+            "the run cannot go on without them."
+        )
+
+
+def _trouble(completions: Sequence[Completion], n: int, sampling: Sampling) -> str | None:
+    """What is wrong with the completions of a prompt, if anything is. Numbers that are not finite are not judged."""
+    if len(completions) != n:
+        return f"{len(completions)} completions of a prompt in place of {n}"
+    for one in completions:
+        tokens, logprobs = len(one.token_ids), len(one.logprobs)
+        if not tokens:
+            return "a completion without tokens"
+        if tokens > sampling.max_tokens:
+            return f"a completion of {tokens} tokens in place of at most {sampling.max_tokens}"
+        if tokens != logprobs:
+            return f"{logprobs} log-probs for a completion of {tokens} tokens"
+    return None

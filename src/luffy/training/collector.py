@@ -68,7 +68,10 @@ class Collector:
         submit: Submit,
         tokenizer: PreTrainedTokenizerBase,
         config: Config,
+        vocabulary: int | None = None,
     ) -> None:
+        """vocabulary: tokens that the model knows; an engine that returns others is refused."""
+        self.vocabulary = vocabulary
         self.row, self.engine, self.submit, self.tokenizer = row, engine, submit, tokenizer
         self.config, self.method = config, METHODS[config.method]
         self.ready: Batch | None = None  # of the next step, if it was collected ahead
@@ -113,6 +116,7 @@ class Collector:
                 step=step,
                 clock=clock,
                 attempt=attempt,
+                vocabulary=self.vocabulary,
             )
             refuse_failing_verifier(groups, self.config.reward.max_failures)
             assign_advantages(groups, self.method, self.config)

@@ -50,12 +50,14 @@ def collect_groups(
     step: int,
     clock: Clock,
     attempt: int = 0,
+    vocabulary: int | None = None,
 ) -> list[Group]:
     """Sample rollouts for each problem, verify them, and let the traces join as the method says.
 
     submit: starts to verify. Where it does so in other processes and the engine can stream, the first groups are
     verified while others are still generated; the clock counts as `verify` only what is waited for.
     attempt: how often problems of this step have been sampled before; like the step it decides what is sampled.
+    vocabulary: tokens that the model knows. Raises RunError where the engine returns others, or too few completions.
     A group always has `rollout.group_size` members: a problem with fewer traces than asked for gets more rollouts.
     """
     traces = [_choose_traces(problem, method, config, step) for problem in problems]
@@ -63,6 +65,8 @@ def collect_groups(
     sampled: dict[int, _Sampled] = {}
     with clock("generate"):
         for index, completions in _sample(problems, counts, engine, config, step, attempt):
+            if vocabulary is not None:
+                _refuse_unknown_tokens(completions, vocabulary)
             texts = [decode(completion, tokenizer) for completion in completions]
             with clock("verify"):
                 sampled[index] = _Sampled(
@@ -158,6 +162,16 @@ def trace_rollout(problem: EncodedProblem, trace: EncodedTrace) -> Rollout:
 def decode(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> str:
     """The completion as text, special tokens left out."""
     return str(tokenizer.decode(list(completion.token_ids), skip_special_tokens=True))
+
+
+def _refuse_unknown_tokens(completions: Sequence[Completion], vocabulary: int) -> None:
+    """Raise RunError where an engine returns tokens that there are not: it generates with another model."""
+    wrong = [token for completion in completions for token in completion.token_ids if not 0 <= token < vocabulary]
+    if wrong:
+        raise RunError(
+            f"the engine returned token {wrong[0]}, and the vocabulary ends at {vocabulary - 1}: it does not generate "
+            "with the model that is trained."
+        )
 
 
 def _choose_traces(problem: EncodedProblem, method: Method, config: Config, step: int) -> list[EncodedTrace]:

@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
+CTRL_C, TERMINATION = "Ctrl-C", "termination requested"  # reasons, also in `summary.json`
+
 
 class Interrupt:
     """While in its `with` block, notes SIGINT and SIGTERM instead of dying in the middle of a step."""
@@ -33,4 +35,4 @@ class Interrupt:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.reason = "Ctrl-C" if number == signal.SIGINT else "termination requested"
+        self.reason = CTRL_C if number == signal.SIGINT else TERMINATION

@@ -6,19 +6,25 @@ with it the weight that policy shaping gives it. Nothing here changes what is tr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luffy.training.groups import trace_rollout
+from luffy.training.plan import Step
 from luffy.types import Group, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luffy.config import Config
     from luffy.data import EncodedProblem, EncodedTrace
     from luffy.policy import Scorer
+    from luffy.training.run_folder import RunFolder
 
 DETAILED_GROUPS = 4  # of a saved step, that are kept token by token
 WATCHED_TRACES = 4  # of the whole run, of one problem each
@@ -27,10 +33,46 @@ LONGEST_WATCHED = 1_000  # tokens of a watched trace
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the policy thinks of the tokens of one rollout. Both [tokens]."""
+    """What the policy thinks of the tokens of one rollout. Both [tokens]; None where a number is not finite."""
 
-    logprobs: list[float]
-    entropy: list[float]  # nats
+    logprobs: list[float | None]
+    entropy: list[float | None]  # nats
+
+
+class Look:
+    """Writes, before the update of some steps, the rollouts it learns from and how the watched traces fare."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        scorer: Scorer,
+        tokenizer: PreTrainedTokenizerBase,
+        traces: Sequence[tuple[EncodedProblem, EncodedTrace]],
+    ) -> None:
+        self.config, self.folder, self.scorer, self.tokenizer = config, folder, scorer, tokenizer
+        self.watched = [(problem, trace_rollout(problem, trace)) for problem, trace in watched_traces(traces)]
+
+    def before_update(self, step: Step, groups: Sequence[Group]) -> None:
+        """Write what is due: at the first step, and every `rollouts_every` steps."""
+        every = self.config.rollouts_every
+        if not every or (step.number % every and step.number != 1):
+            return
+        scored = partial(
+            score,
+            self.scorer,
+            temperature=1.0 if step.phase == "sft" else self.config.rollout.temperature,
+            token_budget=self.config.policy.token_budget,
+        )
+        if groups:
+            detailed = [scored(group.rollouts) for group in groups[:DETAILED_GROUPS]]
+            self.folder.write_rollouts(step.number, rollout_records(groups, self.tokenizer, detailed))
+        found = scored([rollout for _, rollout in self.watched])
+        records = [
+            trace_record(problem, rollout, one, self.tokenizer)
+            for (problem, rollout), one in zip(self.watched, found, strict=True)
+        ]
+        self.folder.write_traces(step.number, records)
 
 
 @torch.no_grad()
@@ -47,9 +89,7 @@ def score(scorer: Scorer, rollouts: Sequence[Rollout], *, temperature: float, to
         lengths = [len(completion) for completion in chosen]
         columns = (scores.logprobs.float().cpu().split(lengths), scores.entropy.float().cpu().split(lengths))
         for index, logprobs, entropy in zip(batch.rows, *columns, strict=True):
-            found[index] = Scored(
-                [round(value, 4) for value in logprobs.tolist()], [round(value, 3) for value in entropy.tolist()]
-            )
+            found[index] = Scored(_rounded(logprobs.tolist(), 4), _rounded(entropy.tolist(), 3))
     return [found[index] for index in range(len(rollouts))]
 
 
@@ -108,9 +148,13 @@ def rollout_records(
 def _token_details(rollout: Rollout, scored: Scored, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Tokens with log-probs and entropy; `logprobs` are of the engine that sampled them, for a trace of the policy."""
     details: dict[str, Any] = {"tokens": [tokenizer.decode([token]) for token in rollout.completion_ids]}
-    sampled = [round(value, 4) for value in rollout.behavior_logprobs]
+    sampled = _rounded(rollout.behavior_logprobs, 4)
     details["logprobs"] = scored.logprobs if rollout.off_policy else sampled
     details["entropy"] = scored.entropy
     if rollout.off_policy and any(sampled):
         details["teacher_logprobs"] = sampled
     return details
+
+
+def _rounded(values: Sequence[float], digits: int) -> list[float | None]:
+    return [round(value, digits) if math.isfinite(value) else None for value in values]

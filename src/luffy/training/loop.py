@@ -18,7 +18,8 @@ from luffy.reward.graders import Graders
 from luffy.training.clock import Clock
 from luffy.training.collector import Batch
 from luffy.training.interrupt import Interrupt
-from luffy.training.run import OnStep, Run
+from luffy.training.recorder import OnStep
+from luffy.training.run import Run
 from luffy.training.run_folder import RunFolder, RunSummary
 from luffy.training.trackers import Trackers
 from luffy.types import Problem
@@ -64,7 +65,7 @@ def _train_and_account(run: Run) -> RunSummary:
     try:
         return _train(run)
     except RunError as error:
-        raise run.failed(error) from None
+        raise run.recorder.failed(error) from None
 
 
 def _train(run: Run) -> RunSummary:
@@ -75,17 +76,17 @@ def _train(run: Run) -> RunSummary:
             batch = Batch()
             if step.phase == "sft":
                 traces = run.draw_traces(step)
-                run.show(step, batch)
+                run.look.before_update(step, [])
                 with clock("update"):
                     update = run.learner.imitate(traces, step.index)
             else:
                 batch = run.collector.collect(step.number, clock)  # draw problems, collect groups, assign advantages
-                run.show(step, batch)
+                run.look.before_update(step, batch.groups)
                 with run.collector.ahead(run.next_ahead(step), clock), clock("update"):
                     update = run.learner.update(batch.groups, step.index)
             with clock("synchronise"):
                 run.engine.update_weights(run.learner.policy)
-            run.record(step, batch, update | clock.metrics())
+            run.recorder.record(step, batch, update | clock.metrics())
             if interrupt.requested:
-                return run.stop(interrupt.reason)
-    return run.finish()
+                return run.recorder.stop(interrupt.reason)
+    return run.recorder.finish()

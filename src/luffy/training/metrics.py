@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from luffy.types import Group
@@ -11,7 +12,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Rewards, guidance and completions of a step's groups.
 
     `policy/entropy` is the mean of -log-prob over the sampled tokens, in nats a token: an unbiased estimate of the
-    policy's entropy at the sampling temperature that costs nothing.
+    policy's entropy at the sampling temperature that costs nothing. It is absent where they are not finite.
     """
     own = [rollout for group in groups for rollout in group.rollouts if not rollout.off_policy]
     traces = [
@@ -26,11 +27,12 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "reward/on_policy": _mean([rollout.reward for rollout in own]),
         "groups/all_failed": _mean([not any(group) for group in rewards]),
         "groups/all_solved": _mean([all(group) for group in rewards]),
-        "policy/entropy": -_mean(logprobs),
         "completion/length": _mean([len(rollout.completion_ids) for rollout in own]),
         "completion/truncated": _mean([not rollout.finished for rollout in own]),
         "verifier/failures": float(sum(rollout.failure is not None for rollout in own)),
     }
+    if all(map(math.isfinite, logprobs)):
+        metrics["policy/entropy"] = -_mean(logprobs)
     if traces:
         metrics["reward/traces"] = _mean([rollout.reward for rollout, _ in traces])
         metrics["guidance/trace_advantage"] = _mean([advantage for _, advantage in traces])

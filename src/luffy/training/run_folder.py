@@ -5,15 +5,18 @@
 
 Files are written beside and renamed, so that a reader never sees half of one. On resume, whatever belongs to steps
 after the checkpoint is cut, so that no step appears twice.
+
+The lock belongs to the process, not to the file: where the process is gone, however it ended, the folder is free.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
-import shutil
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -21,10 +24,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
+from luffy.algorithm import METHODS
 from luffy.config import Config, differing_keys, flatten
 from luffy.errors import RunError
-from luffy.files import append_line, read_lines, write_lines, write_whole
+from luffy.files import append_line, flush, read_lines, remove, write_lines, write_whole
+
+logger = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy", "luffy-rl")
 
@@ -41,6 +48,7 @@ class RunSummary:
     tokens: dict[str, int]  # trained, generated
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
     output: str = ""
+    reason: str = ""  # why it stopped before its end, if it was asked to
 
 
 class RunFolder:
@@ -50,6 +58,7 @@ class RunFolder:
         """digest: of the training data. Raises RunError when the folder holds another run or is in use."""
         self.path = Path(config.output)
         self.config = config
+        self.differences: list[str] = []  # what a run that has begun is gone on with, other than what it began with
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire_lock()
@@ -81,9 +90,10 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return RunSummary(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{path}: cannot be read ({error}). Delete it to let the run go on.") from None
+            return TypeAdapter(RunSummary).validate_json(path.read_bytes())
+        except (ValidationError, OSError) as error:
+            reason = " ".join(str(error).split("\n")[:3])
+            raise RunError(f"{path}: cannot be read ({reason}). Delete it to let the run go on.") from None
 
     def write_summary(self, summary: RunSummary) -> None:
         """Replace `summary.json`."""
@@ -98,9 +108,17 @@ class RunFolder:
         others = [
             line
             for line in read_lines(self.evaluations_file)
-            if (line["step"], line["set"]) != (record["step"], record["set"])
+            if (line.get("step"), line.get("set")) != (record["step"], record["set"])
         ]
         write_lines(self.evaluations_file, [*others, record])
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of `evaluations.jsonl`."""
+        return read_lines(self.evaluations_file)
+
+    def flush(self) -> None:
+        """Bring the metrics to the disk: a checkpoint that outlives a power cut must not lack those before it."""
+        flush(self.metrics_file)
 
     def write_rollouts(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
         """Write `rollouts/step-N.jsonl`, a group a line."""
@@ -116,46 +134,74 @@ class RunFolder:
         write_lines(self.path / "evaluations" / f"step-{step:06d}" / f"{benchmark.replace('/', '-')}.jsonl", records)
 
     def cut_after(self, step: int) -> None:
-        """Remove what belongs to steps after `step`."""
+        """Remove what belongs to steps after `step`, and what was being written when an earlier start was killed.
+
+        Raises RunError where a file is not as this program writes it.
+        """
         for path in (self.metrics_file, self.evaluations_file):
             if path.exists():
-                kept = [line for line in read_lines(path) if line["step"] <= step]
-                write_lines(path, kept)
-        files = [path for kind in ("rollouts", "traces", "evaluations") for path in self.path.glob(f"{kind}/step-*")]
-        for path in files:
-            if int(path.stem.split("-")[1]) > step:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                write_lines(path, [line for line in read_lines(path) if _step_in(line, path) <= step])
+        for path in [
+            path for kind in ("rollouts", "traces", "evaluations") for path in self.path.glob(f"{kind}/step-*")
+        ]:
+            number = path.stem.removeprefix("step-")
+            if number.isdecimal() and int(number) > step:
+                remove(path)
+        for path in [*self.path.rglob("*.part"), *self.path.rglob("*.before")]:
+            remove(path)
 
     def _acquire_lock(self) -> IO[str]:
-        lock = (self.path / ".lock").open("w")
+        lock = (self.path / ".lock").open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read(20).strip()
             lock.close()
-            raise RunError(f"{self.path}: another process is training in this run folder.") from None
+            process = f"another process ({holder})" if holder.isdecimal() else "another process"
+            raise RunError(
+                f"{self.path}: {process} is training in this run folder. Wait for it, or choose another output=."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        _LOCKS.add(lock)
         return lock
 
     def _check_or_write_config(self, digest: str) -> None:
         path = self.path / "config.yaml"
-        record = {
+        record: dict[str, Any] = {
             "config": self.config.model_dump(mode="json"),
             "data_digest": digest,
             "versions": library_versions(),
             "hardware": hardware(),
         }
         if path.exists() and self._has_begun():
-            self._refuse_other_run(path, digest)
+            earlier = self._refuse_other_run(path, digest)
+            record["began_with"] = earlier.get("began_with") or _environment(earlier)
+            self.differences = differences(record["began_with"], _environment(record))
+            self.differences += self._other_schedule(earlier["config"])
         write_whole(path, yaml.safe_dump(record, sort_keys=False))
+
+    def _other_schedule(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Whether the learning rate would have been another: a schedule that falls is as long as the phase."""
+        phase = METHODS[self.config.method].phases[-1]
+        schedule = self.config.optimizer.schedule if phase == "rl" else self.config.sft.schedule
+        steps = earlier.get("steps", self.config.steps)
+        if schedule == "constant" or steps == self.config.steps:
+            return []
+        return [f"the {schedule} schedule is over {steps} steps there, {self.config.steps} here"]
 
     def _has_begun(self) -> bool:
         """Whether an earlier start came far enough to leave a result; one with a wrong `model=` does not bind."""
         return self.metrics_file.exists() or self.evaluations_file.exists() or any(self.path.glob("checkpoints/step-*"))
 
-    def _refuse_other_run(self, path: Path, digest: str) -> None:
+    def _refuse_other_run(self, path: Path, digest: str) -> dict[str, Any]:
+        """The record of the earlier start, if it is one of this run. Raises RunError."""
         try:
-            earlier = yaml.safe_load(path.read_text(encoding="utf-8"))
+            earlier: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
             before = Config.model_validate(earlier["config"])
-        except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
             raise RunError(f"{path}: cannot be read as the configuration of a run. Choose another output=.") from None
         differing = differing_keys(before, self.config)
         if differing:
@@ -171,6 +217,40 @@ class RunFolder:
                 f"{self.path} holds a run on other data: {self.config.data.train} has changed since. "
                 "Choose another output= or delete the folder."
             )
+        return earlier
+
+
+_LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _close_inherited_locks() -> None:
+    """A forked verifier must not hold the folder when the process that trains is gone."""
+    for lock in _LOCKS:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
+def _step_in(line: Mapping[str, Any], path: Path) -> int:
+    step = line.get("step")
+    if not isinstance(step, int):
+        raise RunError(f"{path}: a line has no step, so the run cannot go on. Choose another output=.")
+    return step
+
+
+def _environment(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the last digits of the numbers, by the record of a start."""
+    parts = [record.get("versions"), record.get("hardware")]
+    return {name: value for part in parts if isinstance(part, Mapping) for name, value in part.items()}
+
+
+def differences(before: Any, now: Mapping[str, Any]) -> list[str]:
+    """What differs between two environments so that numbers may: `torch 2.9 there, 2.13 here`."""
+    if not isinstance(before, Mapping):
+        return []
+    names = [name for name in now if name != "cores" and name in before and before[name] != now[name]]
+    return [f"{name} {before[name]} there, {now[name]} here" for name in names]
 
 
 def library_versions() -> dict[str, str]:

@@ -1,0 +1,269 @@
+"""The miniature for thousands of steps with faults at random, beside a run that meets none.
+
+Is anything lost? Does the memory stay flat? Is the result that of the undisturbed run?
+
+    python benchmarks/soak.py                          # 5,000 steps into runs/soak; goes on where it was stopped
+    python benchmarks/soak.py --steps 50 --every 10    # a try
+
+Writes benchmarks/results/soak.json and soak.png. The faults:
+
+    from outside   SIGKILL, SIGTERM, SIGINT, every `--every` steps on average; the command is then started again
+    the disk       no fsync succeeds any more from a random moment on, in one start of four
+    numbers        a loss that is NaN in one step of 200
+    the verifier   hangs, leaves, devours memory or throws for one completion in 5,000
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luffy.files import append_line, read_lines, write_whole
+
+ROOT = Path(__file__).parents[1]
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+NOT_FINITE, MISBEHAVES, DISK_FAILS = 1 / 200, 1 / 5000, 1 / 4
+CHECKPOINT_EVERY = 25
+WARM_UP = 30  # steps of a start after which its memory counts
+FLAT = 0.05  # of the memory
+MOST_STARTS = 1000
+
+
+def misbehaving(completion: str, answer: str) -> bool:
+    """The verifier of the disturbed run."""
+    from luffy.reward import verify
+
+    if random.random() < MISBEHAVES:
+        random.choice((_hang, _leave, _devour, _throw))()
+    return verify("exact", completion, answer).correct
+
+
+def _hang() -> None:
+    time.sleep(3600)
+
+
+def _leave() -> None:
+    os._exit(3)
+
+
+def _devour() -> None:
+    bytes(2**34)
+
+
+def _throw() -> None:
+    raise KeyError("thrown on purpose")
+
+
+# -- the process that trains
+
+
+def train_here(output: Path, steps: int, seed: int, disturbed: bool) -> None:
+    """Train in this process; with its faults, if it is to be disturbed. Exit status as that of `luffy train`."""
+    import luffy
+
+    overrides = [
+        "method=luffy", f"steps={steps}", f"seed={seed}", f"output={output}", f"checkpoint_every={CHECKPOINT_EVERY}",
+        "rollouts_every=100", "evaluation.every=0", "evaluation.watch=[]", "reward.workers=1", "reward.deadline=5",
+        "problems_per_step=4", "evaluation.limit=100", "data.on_bad_trace=keep",
+    ]  # fmt: skip
+    if disturbed:
+        overrides.append("reward.kind=python:soak:misbehaving")
+        spoil_losses(seed)
+        if random.random() < DISK_FAILS:
+            fail_disk(after=random.randrange(5, 400))
+    memory = output.with_name(f"{output.name}-memory.jsonl")
+    begun = time.monotonic()
+
+    def watch(step: int, _: int, __: dict[str, Any]) -> None:
+        seconds = time.monotonic() - begun
+        append_line(memory, {"process": os.getpid(), "step": step, "bytes": resident(), "seconds": seconds})
+
+    config = luffy.load_config(ROOT / "recipes" / "miniature.yaml", overrides)
+    try:
+        summary = luffy.train(config, on_step=watch)
+    except luffy.RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0 if summary.status == "finished" else 130)
+
+
+def spoil_losses(seed: int) -> None:
+    """Make the loss of some steps NaN; which ones follows from the seed, so that a step done again is spoilt again."""
+    from luffy.training.learner import Learner
+
+    apply = Learner._apply_gradient
+
+    def spoilt(self: Learner, step: int, numbers: float) -> dict[str, float]:
+        bad = random.Random(f"{seed}/{step}").random() < NOT_FINITE
+        return apply(self, step, math.nan if bad else numbers)
+
+    Learner._apply_gradient = spoilt  # type: ignore[method-assign]
+
+
+def fail_disk(after: int) -> None:
+    """From the `after`-th fsync on, there is no space left."""
+    sync, calls = os.fsync, 0
+
+    def failing(handle: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    os.fsync = failing  # type: ignore[assignment]
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# -- from outside
+
+
+def soak(output: Path, steps: int, seed: int, every: float) -> None:
+    """Start the disturbed run again and again, until it has come to its end."""
+    events = output.with_name(f"{output.name}-events.jsonl")
+    for start in range(len(read_lines(events)), MOST_STARTS):
+        done, began = steps_done(output), time.monotonic()
+        process = start_training(output, steps, seed, disturbed=True)
+        until = done + random.expovariate(1 / every)
+        while process.poll() is None and steps_done(output) < until:
+            time.sleep(0.2)
+        given = random.choice(SIGNALS) if process.poll() is None else None
+        if given is not None:
+            process.send_signal(given)
+        status = process.wait()
+        append_line(
+            events,
+            {"start": start, "from": done, "to": steps_done(output), "signal": given.name if given else None,
+             "status": status, "seconds": time.monotonic() - began},
+        )  # fmt: skip
+        if status == 0:
+            return
+    raise SystemExit(f"not finished after {MOST_STARTS} starts; see {output}.log")
+
+
+def start_training(output: Path, steps: int, seed: int, *, disturbed: bool) -> subprocess.Popen[bytes]:
+    """A process that trains; what it says is added to a log."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--here", str(output), "--steps", str(steps), "--seed", str(seed)]
+    with output.with_name(f"{output.name}.log").open("ab") as log:
+        return subprocess.Popen([*command, *(["--disturbed"] if disturbed else [])], stdout=log, stderr=log)
+
+
+def steps_done(output: Path) -> int:
+    """By the metrics."""
+    try:
+        return (output / "metrics.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+# -- what came of it
+
+
+def outcome(disturbed: Path, undisturbed: Path, steps: int) -> dict[str, Any]:
+    """Everything that is claimed, as numbers."""
+    metrics = read_lines(disturbed / "metrics.jsonl")
+    summary, other = (json.loads((path / "summary.json").read_text()) for path in (disturbed, undisturbed))
+    samples = read_lines(disturbed.with_name(f"{disturbed.name}-memory.jsonl"))
+    return {
+        "steps": steps,
+        "every step once": [line["step"] for line in metrics] == list(range(1, steps + 1)),
+        "updates skipped": sum(line["update/skipped"] for line in metrics),
+        "verifier failures": sum(line["verifier/failures"] for line in metrics),
+        "events": read_lines(disturbed.with_name(f"{disturbed.name}-events.jsonl")),
+        "memory": memory_drift(samples),
+        "evaluations": {name: compare(one, other["evaluations"][name]) for name, one in summary["evaluations"].items()},
+        "samples": samples,
+    }
+
+
+def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """An accuracy of the disturbed run, and whether it lies in the interval of the undisturbed one."""
+    (ours, theirs), *_ = zip(one.values(), other.values(), strict=True)
+    within = theirs["low"] <= ours["value"] <= theirs["high"]
+    return {"disturbed": ours["value"], "undisturbed": theirs["value"], "low": theirs["low"], "high": theirs["high"],
+            "within": within}  # fmt: skip
+
+
+def memory_drift(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the longest time that one process lived: median memory of its last fifth over that of its first, less 1."""
+    processes: dict[int, list[int]] = {}
+    for sample in samples:
+        processes.setdefault(sample["process"], []).append(sample["bytes"])
+    longest = max(processes.values(), key=len)[WARM_UP:]
+    fifth = len(longest) // 5
+    if not fifth:
+        return {"steps": len(longest), "drift": None, "flat": None}
+    first, last = (sorted(part)[fifth // 2] for part in (longest[:fifth], longest[-fifth:]))
+    drift = last / first - 1
+    return {"steps": len(longest), "first": first, "last": last, "drift": drift, "flat": abs(drift) <= FLAT}
+
+
+def draw_curve(samples: Sequence[dict[str, Any]], path: Path) -> None:
+    """Memory over the steps, a line for each process."""
+    import altair
+    import vl_convert
+
+    thinned = samples[:: max(1, len(samples) // 4000)]
+    values = [{"step": one["step"], "GiB": one["bytes"] / 2**30, "process": str(one["process"])} for one in thinned]
+    chart = (
+        altair.Chart(altair.Data(values=values), width=760, height=260, title="memory of the processes that trained")
+        .mark_line(strokeWidth=1.2)
+        .encode(
+            x=altair.X("step:Q"), y=altair.Y("GiB:Q", scale=altair.Scale(zero=True)),
+            color=altair.Color("process:N", legend=None),
+        )
+    )  # fmt: skip
+    path.write_bytes(vl_convert.vegalite_to_png(chart.to_json(), scale=2))
+
+
+def main() -> None:
+    """Soak, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--every", type=float, default=400.0, help="Steps between signals, on average.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="The two runs; kept, to go on from.")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--disturbed", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.here:
+        train_here(given.here, given.steps, given.seed, given.disturbed)
+    disturbed, undisturbed = given.output / "disturbed", given.output / "undisturbed"
+    if not is_finished(disturbed):
+        soak(disturbed, given.steps, given.seed, given.every)
+    if not is_finished(undisturbed) and start_training(undisturbed, given.steps, given.seed, disturbed=False).wait():
+        raise SystemExit(f"the undisturbed run did not come to its end; see {undisturbed}.log")
+    found = outcome(disturbed, undisturbed, given.steps)
+    given.results.mkdir(exist_ok=True)
+    draw_curve(found.pop("samples"), given.results / "soak.png")
+    write_whole(given.results / "soak.json", json.dumps(found, indent=1) + "\n")
+    print(json.dumps({name: value for name, value in found.items() if name != "events"}, indent=1))
+    sound = found["every step once"] and found["memory"]["flat"] is not False
+    sys.exit(not (sound and all(one["within"] for one in found["evaluations"].values())))
+
+
+def is_finished(output: Path) -> bool:
+    """Whether a run has come to its end."""
+    path = output / "summary.json"
+    return path.exists() and json.loads(path.read_text())["status"] == "finished"
+
+
+if __name__ == "__main__":
+    main()
