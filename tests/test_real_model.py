@@ -1,11 +1,17 @@
-"""The problems of `benchmarks/real_model.py` are apart, right, and always the same."""
+"""The problems of `benchmarks/real_model.py` are apart, right, and always the same; its recipe has what was found."""
+
+import json
+from pathlib import Path
 
 import pytest
 from real_model_data import write_sets
 
+from luffy import load_config
+from luffy.config import flatten
 from luffy.data import load_problems
 from luffy.reward.verifiers import verify_number
 
+ROOT = Path(__file__).parents[1]
 SUMS = ("train", "validation", "sums", "longer", "worded")
 
 
@@ -38,3 +44,12 @@ def test_every_answer_is_the_sum_and_every_trace_reaches_it(sets):
 def test_the_sets_are_the_same_every_time(sets, tmp_path):
     write_sets(tmp_path)
     assert {path.stem: load_problems(str(path)).problems for path in tmp_path.glob("*.jsonl")} == sets
+
+
+def test_the_recipe_has_the_rates_that_the_search_chose():
+    tuning = json.loads((ROOT / "docs/results/smollm2/tuning.json").read_text())
+    for label, entry in tuning.items():
+        method, *settings = label.split(",")
+        found = flatten(load_config(ROOT / "recipes/smollm2-sums.yaml", {"method": method}))
+        same = all(found[key] == float(value) for key, value in (setting.split("=") for setting in settings))
+        assert same == entry["chosen"], label

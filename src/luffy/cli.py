@@ -19,14 +19,31 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.padding import Padding
 from rich.table import Column, Table
+from typer.core import TyperGroup
 
 from luffy.completion import complete_benchmark, complete_methods, complete_recipe, complete_setting
 from luffy.config import MINIATURE, Config, completion_format, describe, flatten, load_config, nearest, parse_override
 from luffy.errors import ConfigError, LuffyError
 from luffy.redaction import printable, without_secrets
 
+
+class _InterruptedError(Exception):
+    """Ctrl-C in the middle of a command."""
+
+
+class _Commands(TyperGroup):
+    """The commands; typer ends them on Ctrl-C without a word, and `main` has one to say."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _InterruptedError from None
+
+
 application = typer.Typer(
     name="luffy",
+    cls=_Commands,
     help="Train language models to reason: reinforcement learning guided by off-policy traces (LUFFY) and its rivals.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -75,7 +92,7 @@ def main() -> None:
         for line in without_secrets(str(error)).splitlines():
             messages.print(f"[bold red]error:[/] {_plain(line)}", soft_wrap=True, highlight=False)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _InterruptedError):
         messages.print("interrupted; the same command goes on from the last checkpoint.")
         sys.exit(STOPPED)
 

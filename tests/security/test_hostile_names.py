@@ -102,7 +102,7 @@ def test_messages_of_libraries_are_masked(monkeypatch, capsys):
         root.removeHandler(handler)
     try:
         cli._configure_logging()
-        logging.getLogger("huggingface_hub").warning("401 with token %s \x1b]0;title\x07", KEYS["HF_TOKEN"])
+        logging.getLogger("some_library").warning("401 with token %s \x1b]0;title\x07", KEYS["HF_TOKEN"])
     finally:
         for handler in list(root.handlers):
             root.removeHandler(handler)
