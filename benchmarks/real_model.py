@@ -32,7 +32,7 @@ from write_results import accuracy_table, replace, verdict_table
 
 from luffy.comparison.runner import Comparison, Job, plan_comparison, run_comparison, total_steps
 from luffy.comparison.verdicts import write_comparison
-from luffy.files import read_lines
+from luffy.files import read_lines, write_whole
 from luffy.report import write_picture
 
 ROOT = Path(__file__).parents[1]
@@ -184,9 +184,13 @@ def keep(output: Path) -> None:
     for run_folder in sorted(comparison.glob("*/seed-*/")):
         target = KEPT / "runs" / run_folder.parent.name / run_folder.name
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("summary.json", "metrics.jsonl", "evaluations.jsonl"):
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
             if (run_folder / name).exists():
                 shutil.copy(run_folder / name, target / name)
+        if (run_folder / "summary.json").exists():
+            summary = json.loads((run_folder / "summary.json").read_text())
+            summary["output"] = str(run_folder.relative_to(output))  # and not where on this machine
+            write_whole(target / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def write_tables() -> None:
