@@ -82,17 +82,23 @@ def spoil_logprobs(monkeypatch, value):
     monkeypatch.setattr(Learner, "_chunk_loss", spoilt)
 
 
-def spoil_engine(monkeypatch, value):
+def spoil_stream(monkeypatch, call, spoil):
+    """Let the engine hand over spoil(completions) in place of what its call of this number, from 1, has drawn."""
     original, calls = TransformersEngine.stream, []
 
     def spoilt(self, prompts, n, sampling):
         calls.append(1)
         for index, completions in original(self, prompts, n, sampling):
-            if len(calls) == 2:
-                completions = [dataclasses.replace(one, logprobs=(value,) * len(one.logprobs)) for one in completions]
-            yield index, completions
+            yield index, spoil(completions) if len(calls) == call else completions
 
     monkeypatch.setattr(TransformersEngine, "stream", spoilt)
+
+
+def spoil_engine(monkeypatch, value):
+    def spoilt(completions):
+        return [dataclasses.replace(one, logprobs=(value,) * len(one.logprobs)) for one in completions]
+
+    spoil_stream(monkeypatch, 2, spoilt)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -286,16 +292,7 @@ def test_an_engine_that_returns_something_else_is_refused(groups, trouble):
 
 
 def test_an_engine_with_tokens_that_there_are_not_stops_the_run(tmp_path, monkeypatch):
-    original, calls = TransformersEngine.stream, []
-
-    def wrong(self, prompts, n, sampling):
-        calls.append(1)
-        for index, completions in original(self, prompts, n, sampling):
-            if len(calls) == 3:
-                completions[0] = Completion((10**6,), (-1.0,), True)
-            yield index, completions
-
-    monkeypatch.setattr(TransformersEngine, "stream", wrong)
+    spoil_stream(monkeypatch, 3, lambda completions: [Completion((10**6,), (-1.0,), True), *completions[1:]])
     with pytest.raises(RunError, match=r"token 1000000, and the vocabulary ends at \d+.*checkpoint is .*step-000002\."):
         train(bare(tmp_path, checkpoint_every=1))
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
