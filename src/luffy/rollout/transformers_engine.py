@@ -5,6 +5,7 @@ Decisions, and why:
 - Prompts are padded on the left and batched by length under a budget of tokens.
 - Finished rows leave, so that one long completion does not keep the others computing; where there were too many prompts
   for the budget, the next ones enter then.
+- On a CPU, large weights are laid out for products of few rows (rollout/packed_linear.py).
 - Tokens are drawn by inverting the cumulative distribution at uniform noise, drawn per row and position beforehand:
   which rows share a batch, and when rows leave it, does not change what is sampled.
 """
@@ -24,6 +25,7 @@ from luffy.errors import ModelError
 from luffy.policy import context_of
 from luffy.rollout.decoding import Decoder, PlainDecoder, SharedPromptDecoder, pick_decoder
 from luffy.rollout.engine import Sampling
+from luffy.rollout.packed_linear import packed_linears
 from luffy.rollout.rows import DrawnTokens, Rows
 from luffy.rollout.sampling import draw_tokens
 from luffy.types import Completion
@@ -70,7 +72,8 @@ class TransformersEngine:
         was_training = self.model.training
         self.model.eval()
         try:
-            yield from self._stream(prompt_ids, n, sampling)
+            with packed_linears(self.model, sampling.max_tokens):
+                yield from self._stream(prompt_ids, n, sampling)
         finally:
             self.model.train(was_training)
 
