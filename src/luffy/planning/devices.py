@@ -1,9 +1,9 @@
 """Devices: memory, rate of matrix products, bandwidth, and how much of them is assumed to be reached.
 
-The figures are the vendors' data sheets: dense products of bfloat16 without sparsity, memory in GB (10^9 bytes).
-  A100: "NVIDIA A100 Tensor Core GPU" data sheet, SXM. H100, H200: their data sheets, SXM (the sparse figure halved).
-  B200: "NVIDIA Blackwell" data sheet, one GPU of an HGX B200. L40S, A10: their data sheets.
-  RTX 4090: "NVIDIA Ada GPU Architecture" white paper, bfloat16 with float32 accumulation.
+The figures are dense products of bfloat16 without sparsity, memory in GB (10^9 bytes), GB a second. Each was compared
+with the public pages named beside it, which quote the vendor's data sheets; the data sheets themselves were not at
+hand. A device whose pages contradict each other is not in the table (B200: 179 or 192 GB).
+The share that is reached is assumed: not run on a GPU yet.
 Prices are not in the table: they change, and `--price` states one.
 """
 
@@ -31,24 +31,31 @@ class Device:
     utilisation: float = 0.4  # share of `flops` that an update reaches
     decode_utilisation: float = 0.5  # share of `bandwidth` that a decode step reaches
     call: float = 30e-6  # seconds a layer takes at least, whatever its size
-    source: str = "data sheet; utilisation assumed"
+    source: str = "stated"
 
 
-def _sheet(name: str, gigabytes: float, teraflops: float, gigabytes_a_second: float) -> Device:
-    return Device(name, gigabytes * 1e9, teraflops * 1e12, gigabytes_a_second * 1e9)
+def _quoted(name: str, gigabytes: float, teraflops: float, gigabytes_a_second: float, *pages: str) -> Device:
+    source = f"peaks as quoted by {' and '.join(pages)}; shares assumed, not run on a GPU yet"
+    return Device(name, gigabytes * 1e9, teraflops * 1e12, gigabytes_a_second * 1e9, source=source)
+
+
+GARDEN = "https://glennklockwood.com/garden/processors/"  # quotes NVIDIA's data sheet and white papers
+TORCHTITAN = "https://github.com/pytorch/torchtitan/blob/main/torchtitan/tools/utils.py"  # rates, with NVIDIA's pages
+LIGHTNING = "https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/fabric/utilities/throughput.py"
 
 
 DEVICES = {
     device.name: device
     for device in (
-        _sheet("A100-40", 40, 312, 1555),
-        _sheet("A100-80", 80, 312, 2039),
-        _sheet("H100", 80, 989, 3350),
-        _sheet("H200", 141, 989, 4800),
-        _sheet("B200", 180, 2250, 7700),
-        _sheet("L40S", 48, 362, 864),
-        _sheet("RTX-4090", 24, 165, 1008),
-        _sheet("A10", 24, 125, 600),
+        _quoted("A100-40", 40, 312, 1555, f"{GARDEN}A100"),
+        _quoted("A100-80", 80, 312, 2039, f"{GARDEN}A100"),
+        _quoted("H100", 80, 989, 3350, f"{GARDEN}h100"),
+        _quoted("H200", 141, 989, 4800, "https://www.aiminingco.com/gpu/h200/specs", TORCHTITAN),
+        _quoted("L40S", 48, 362, 864, "https://www.mullet.se/product.html?product_id=355414", TORCHTITAN),
+        _quoted("RTX-4090", 24, 165, 1008, "https://waredb.com/processor/nvidia-geforce-rtx-4090"),
+        _quoted(
+            "A10", 24, 125, 600, "https://www.baseten.co/blog/nvidia-a10-vs-a10g-for-ml-model-inference/", LIGHTNING
+        ),
     )
 }
 

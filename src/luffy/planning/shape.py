@@ -11,7 +11,10 @@ from typing import Any
 
 from luffy.errors import ModelError
 
-# The models of the recipes, so that a plan needs neither the hub nor a download; from their config.json.
+# The models of the recipes, so that a plan needs neither the hub nor a download. Compared with torchtune's builders:
+# https://github.com/pytorch/torchtune/blob/main/torchtune/models/qwen2_5/_model_builders.py (0.5B, 1.5B, 7B) and
+# https://github.com/pytorch/torchtune/blob/main/torchtune/models/llama3_1/_model_builders.py (8B). The cards of
+# Qwen2.5-Math-1.5B and 7B name Qwen2.5-1.5B and 7B as their base; their own config.json were not at hand.
 KNOWN: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2.5-Math-7B": {"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
         "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
