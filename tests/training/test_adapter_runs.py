@@ -35,7 +35,7 @@ def test_adapter_and_merged_model_are_left(whole):
     assert not (whole / "checkpoints/step-000004/model").exists()
 
 
-def test_the_merged_copy_generates_what_the_adapter_says(whole):
+def test_what_generates_is_the_adapted_model(whole):
     assert all(line["policy/engine_gap"] < 1e-5 for line in lines(whole / "metrics.jsonl"))
 
 
