@@ -23,6 +23,7 @@ from torch import Tensor
 
 from luffy.errors import ModelError
 from luffy.policy import context_of
+from luffy.policy.adapters import merged_weights
 from luffy.rollout.decoding import Decoder, PlainDecoder, SharedPromptDecoder, pick_decoder
 from luffy.rollout.engine import Sampling
 from luffy.rollout.packed_linear import packed_linears
@@ -175,7 +176,7 @@ class TransformersEngine:
 @torch.no_grad()
 def copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
     """Copy what `state_dict` holds, in place and into the target's dtypes; tied weights once. Raises ModelError."""
-    theirs, ours = source.state_dict(), target.state_dict()
+    theirs, ours = dict(merged_weights(source)), target.state_dict()
     lacking = sorted(theirs.keys() ^ ours.keys())
     different = [name for name in theirs.keys() & ours.keys() if theirs[name].shape != ours[name].shape]
     if lacking or different:
