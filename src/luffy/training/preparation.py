@@ -70,6 +70,10 @@ def prepare_data(
 
 def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast) -> Engine:
     """What generates: on the policy itself, or on a copy. autocast: type of the update's products, if not its own."""
+    if config.rollout.engine == "vllm":
+        from luffy.rollout.vllm_engine import VllmEngine
+
+        return VllmEngine(config, loaded)
     return TransformersEngine(
         _generating_model(config, loaded.model, autocast),
         eos_ids=loaded.eos_ids,
