@@ -11,9 +11,9 @@ from pathlib import Path
 
 from luffy.config import Config, load_config
 from luffy.doctor.findings import Finding
-from luffy.doctor.machine import GIB, memory
 from luffy.errors import LuffyError
 from luffy.files import parse_json
+from luffy.planning.machine import GIB, memory
 
 BYTES_A_PARAMETER = {"float32": 16, "float64": 32, "bfloat16": 8}  # weights, gradients and AdamW's two moments
 SIZE_IN_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![a-z])", re.IGNORECASE)
