@@ -46,6 +46,7 @@ def measure_device() -> Device:
     size = 4 if gpu else 1  # widths are multiples of it: a GPU is measured on more
     flops, number, logit = _update_rates(where, dtype, size)
     bandwidth = _copy_rate(where, size)
+    reading, decode_flops = _decode_rates(where, dtype, size)
     call, token = _decode_overhead(where)
     return Device(
         torch.cuda.get_device_name() if gpu else "this machine",
@@ -53,7 +54,8 @@ def measure_device() -> Device:
         flops,
         bandwidth,
         utilisation=1.0,
-        decode_utilisation=_reading_rate(where, dtype, size) / bandwidth,
+        decode_utilisation=reading / bandwidth,
+        decode_flops=decode_flops,
         call=call,
         token=token,
         number=number,
@@ -105,18 +107,29 @@ def _copy_rate(where: torch.device, size: int) -> float:
     return 2.0 * source.numel() * 4 / least_seconds(lambda: target.copy_(source))[0]
 
 
-def _reading_rate(where: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Bytes of weights a second that a product with a few rows reads; the weights are too many for a cache."""
+def _decode_rates(where: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float]:
+    """Of products with few rows: bytes of weights a second that they read, and operations a second that rows add.
+
+    The weights are too many for a cache, and laid out as the engine lays them out.
+    """
     import torch
 
-    weights = [torch.randn(INNER * size, WIDTH * size, device=where, dtype=dtype) for _ in range(32)]
-    states = torch.randn(ROWS, WIDTH * size, device=where, dtype=dtype)
+    from luffy.rollout.packed_linear import packed_linears
 
-    def multiply() -> None:
-        for weight in weights:
-            states @ weight.T
+    layers = [torch.nn.Linear(WIDTH * size, INNER * size, bias=False) for _ in range(32)]
+    stack: Any = torch.nn.ModuleList(layers).to(device=where, dtype=dtype)
+    parameters = 32 * WIDTH * INNER * size**2
+    few, many = (torch.randn(rows, WIDTH * size, device=where, dtype=dtype) for rows in (ROWS, 8 * ROWS))
 
-    return sum(weight.numel() * weight.element_size() for weight in weights) / least_seconds(multiply)[0]
+    def multiply(states: torch.Tensor) -> None:
+        for layer in layers:
+            layer(states)
+
+    with torch.no_grad(), packed_linears(stack, LENGTH):
+        of_few, of_many = least_seconds(partial(multiply, few), partial(multiply, many))
+    a_row = (of_many - of_few) / (len(many) - len(few))
+    of_none = max(of_few - len(few) * a_row, 0.1 * of_few)
+    return parameters * few.element_size() / of_none, 2.0 * parameters / a_row
 
 
 def _decode_overhead(where: torch.device) -> tuple[float, float]:

@@ -18,6 +18,7 @@ Strategy = Literal["ddp", "fsdp"]
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 HEADROOM = 0.1  # share of the device's memory that a plan leaves free
 SAMPLING_BUFFERS = 3  # of the logits of all rows, where tokens are drawn
+LEAST_ELEMENTS = 2**16  # of a weight that is laid out anew (rollout/packed_linear.py)
 BLOCK = 64  # tokens by which the cache grows
 
 
@@ -35,6 +36,7 @@ class Memory:
     logits: float
     cache: float
     sampling: float
+    layout: float = 0.0  # weights in the order that suits products of few rows, on a CPU
     accumulates: bool = True  # whether gradients of a micro-batch are there while the next one is computed
 
     @property
@@ -51,7 +53,7 @@ class Memory:
     @property
     def generation(self) -> float:
         """What generation takes beside it; gradients are freed by then."""
-        return self.cache + self.sampling
+        return self.cache + self.sampling + self.layout
 
     @property
     def peak(self) -> float:
@@ -142,6 +144,7 @@ def estimate_memory(
         logits=0.0,
         cache=2.0 * shape.layers * shape.key_value_width * cached * computed,
         sampling=float(SAMPLING_BUFFERS * rows * shape.vocabulary * max(computed, 4)),
+        layout=0.0 if gpu else _layout_bytes(shape, config),
     )
     given = micro_batches or [max(policy.token_budget, longest_row(config, prompt))] * 2
     candidates = [
@@ -187,6 +190,16 @@ def _engine_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: bo
     kind = kinds.get(config.rollout.dtype, config.rollout.dtype)
     copied = config.rollout.ahead or kind != config.policy.dtype or sharded
     return float(shape.parameters * BYTES[kind]) if copied and not config.rollout.device else 0.0
+
+
+def _layout_bytes(shape: ModelShape, config: Config) -> float:
+    """The blocked copies of large float32 weights that live while the engine of this process generates on a CPU."""
+    blocked = config.policy.dtype == "float32" and config.rollout.dtype in ("auto", "float32")
+    if config.method == "sft" or not blocked or config.rollout.engine != "transformers":
+        return 0.0
+    layers = shape.layers * shape.layer_parameters if shape.width * shape.inner >= LEAST_ELEMENTS else 0
+    head = shape.head_parameters if shape.head_parameters >= LEAST_ELEMENTS else 0
+    return 4.0 * (layers + head)
 
 
 def _exchange_bytes(shape: ModelShape, size: int, computed: int, devices: int, strategy: Strategy) -> float:

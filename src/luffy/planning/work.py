@@ -166,7 +166,7 @@ def _micro_batches(config: Config, work: Work, devices: int) -> float:
 def _generation(
     shape: ModelShape, config: Config, lengths: Lengths, work: Work, device: Device, devices: int, computed: int
 ) -> float:
-    """A decode step reads the weights that generate, or is limited by its products; beside it the rows' cache.
+    """A decode step reads the weights that generate and the rows' cache, and multiplies each row with the weights.
 
     There are as many as the longest completion has tokens, with fewer rows as they end: the mean over the longest.
     """
@@ -179,8 +179,8 @@ def _generation(
     alive = together * min(1.0, lengths.rollout / longest)  # rows on average
     held = alive * (lengths.prompt + lengths.rollout / 2)
     reading = shape.parameters * computed / (device.bandwidth * device.decode_utilisation)
-    multiplying = 2 * shape.parameters * alive / (device.flops * device.utilisation)
+    multiplying = 2 * shape.parameters * alive / (device.decode_flops or device.flops * device.utilisation)
     cache = 2 * shape.layers * shape.key_value_width * held * computed / device.bandwidth
     overhead = shape.layers * device.call + device.token + alive * shape.vocabulary * device.draw
     prefill = 2 * shape.layers * shape.layer_parameters * work.prompts / devices / (device.flops * device.utilisation)
-    return steps * (max(reading, multiplying) + cache + overhead) + prefill
+    return steps * (reading + multiplying + cache + overhead) + prefill
