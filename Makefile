@@ -6,7 +6,7 @@ SEEDS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint coverage licences audit bench results clean
+.PHONY: help demo test test-slow lint coverage licences audit bench test-processes results clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -54,6 +54,9 @@ bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and b
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/doubling.py
 	$(BIN)/python benchmarks/summary.py
+
+test-processes: $(READY) ## Several processes against one: every method, 2 and 4 processes.
+	$(BIN)/python benchmarks/processes.py
 
 results: $(READY) ## Repeat docs/results.md: the search for the rates, the comparison (five seeds), the map over the dials.
 	$(BIN)/python benchmarks/describe_bases.py

@@ -44,6 +44,8 @@ FREE_KEYS = (
     "evaluation.",
     "methods",
     "tracker",
+    "processes",
+    "parallel.",
 )
 
 
@@ -264,6 +266,12 @@ class PolicyConfig(Section):
     allow_pickle: bool = Field(False, description="Load weights that are stored as pickles, which can run code.")
 
 
+class ParallelConfig(Section):
+    """How several processes train together (docs/processes.md)."""
+
+    timeout: Positive = Field(1800.0, description="Seconds a process waits for the others before the run stops.")
+
+
 class EvaluationConfig(Section):
     """What is measured, when, and how it is sampled."""
 
@@ -325,7 +333,10 @@ class Config(Section):
         (),
         description="Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, or a list of them.",
     )
-    processes: int = Field(1, ge=1, le=1, description="Training processes; this version trains in one.")
+    processes: Count | None = Field(
+        None, description="Training processes on this machine; empty: as many as were started (accelerate, torchrun)."
+    )
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
@@ -357,6 +368,10 @@ class Config(Section):
                 "evaluation.every, and checkpoint_every to the same number of steps"
             )
         groups = self.problems_per_step
+        if (self.processes or 1) > groups:
+            raise ValueError(
+                f"processes ({self.processes}) is larger than problems_per_step ({groups}): some would never generate"
+            )
         if self.updates_per_step > groups:
             raise ValueError(f"updates_per_step ({self.updates_per_step}) is larger than problems_per_step ({groups})")
         return self

@@ -21,6 +21,7 @@ class Sampling:
     temperature: float = 1.0  # 0: greedy
     top_p: float = 1.0  # smallest set of most likely tokens that holds this much probability
     seed: int = 0  # same seed, same prompts, same weights: same completions
+    first: int = 0  # place of the first prompt in a batch shared out to several processes; noise goes by the place
 
 
 class Engine(Protocol):

@@ -112,7 +112,7 @@ class TransformersEngine:
         device, limit = self.model.device, sampling.max_tokens
         waiting = deque(sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index])))
         decoder = self._open_decoder(prompt_ids[waiting[0]])
-        noise = self._noise(len(prompt_ids) * n, sampling)
+        noise = self._noise(len(prompt_ids), n, sampling)
         precision = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         drawn = DrawnTokens(len(prompt_ids) * n, limit, precision, device)
         rows = Rows.of([], [], n, limit, device)
@@ -143,11 +143,14 @@ class TransformersEngine:
             self._decoder = pick_decoder(self.model, prompt, self.pad_id)
         return self._decoder(self.model, self.pad_id)
 
-    def _noise(self, rows: int, sampling: Sampling) -> Tensor | None:
+    def _noise(self, prompts: int, n: int, sampling: Sampling) -> Tensor | None:
+        """Uniform noise [rows, tokens]; a row's depends on its place in the whole batch, not on this share of it."""
         if sampling.temperature == 0:
             return None
         generator = torch.Generator().manual_seed(sampling.seed)
-        return torch.rand(rows, sampling.max_tokens, generator=generator).to(self.model.device)
+        before = sampling.first * n
+        rows = torch.rand(before + prompts * n, sampling.max_tokens, generator=generator)
+        return rows[before:].to(self.model.device)
 
     def _entering(
         self,

@@ -32,6 +32,7 @@ from luffy.errors import RunError
 from luffy.files import write_folder_whole, writing
 from luffy.policy import LoadedModel
 from luffy.training.learner import Learner
+from luffy.training.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 
@@ -178,19 +179,32 @@ def read_ahead(checkpoint: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text()))
 
 
-def load_weights(checkpoint: Path, loaded: LoadedModel) -> None:
-    """Put the weights of a checkpoint into the model. Raises RunError when they cannot be read."""
+def load_weights(checkpoint: Path, loaded: LoadedModel, world: World = ALONE) -> None:
+    """Put the weights of a checkpoint into the model; the first process reads them for all.
+
+    Raises RunError when they cannot be read.
+    """
+
+    def read() -> dict[str, Tensor]:
+        with _reading(checkpoint):
+            saved = type(loaded.model).from_pretrained(
+                checkpoint / "model", dtype=loaded.model.dtype, use_safetensors=True, local_files_only=True
+            )
+            return dict(saved.state_dict())
+
+    weights = world.tensors_from_main(read)
     with _reading(checkpoint):
-        saved = type(loaded.model).from_pretrained(
-            checkpoint / "model", dtype=loaded.model.dtype, use_safetensors=True, local_files_only=True
-        )
-        loaded.model.load_state_dict(saved.state_dict())
+        loaded.model.load_state_dict(weights)
 
 
 def load_optimizer(checkpoint: Path, learner: Learner) -> None:
     """Put AdamW's moments of a checkpoint into the learner's optimizer. Raises RunError when they cannot be read."""
-    with _reading(checkpoint):
-        moments = load_file(checkpoint / "optimizer.safetensors")
+
+    def read() -> dict[str, Tensor]:
+        with _reading(checkpoint):
+            return load_file(checkpoint / "optimizer.safetensors")
+
+    moments = learner.world.tensors_from_main(read)
     for index, parameter in enumerate(_parameters(learner.optimizer)):
         if f"{index}.step" in moments:
             learner.optimizer.state[parameter] = {

@@ -3,6 +3,9 @@
 What an optimizer step learns from is divided by one normaliser over all its rows, whatever micro-batches they are
 computed in: K micro-batches equal one batch exactly, for reinforcement and for supervised learning alike. Means of
 means over micro-batches, a published defect of SFT baselines (arXiv 2604.23747), cannot arise.
+
+Of several processes each knows all rows and computes its share; gradients and sums are added up over them. One with
+fewer micro-batches than another computes blank ones, whose gradient is zero, so that all meet where gradients are sent.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,26 +26,46 @@ from torch import Tensor
 from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss
 from luffy.config import Config
 from luffy.errors import RunError
-from luffy.policy import LoadedModel, Loss, MicroBatch, Scorer, TokenScores, padding_fraction, pick_autocast
+from luffy.policy import (
+    LoadedModel,
+    Loss,
+    MicroBatch,
+    Scorer,
+    TokenScores,
+    deal_rows,
+    padding_fraction,
+    pick_autocast,
+)
 from luffy.policy.precision import Autocast
 from luffy.training.draw import seed_of
 from luffy.training.rows import Row, TokenTable, reinforcement_rows, supervised_rows, texts
 from luffy.training.schedule import learning_rate
+from luffy.training.world import ALONE, World
 from luffy.types import Group, Rollout
 
 Metrics = dict[str, float]
 BAD_STEPS_IN_A_ROW = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A micro-batch of this process, while the others compute theirs."""
+
+    rows: list[Row]
+    blank: bool  # there is no row left for this process: what it computes does not count
+    last: bool  # gradients are sent at its end
+
+
 class Learner:
     """Holds the policy, its optimizer, and takes optimizer steps."""
 
-    def __init__(self, loaded: LoadedModel, config: Config) -> None:
+    def __init__(self, loaded: LoadedModel, config: Config, world: World = ALONE) -> None:
         """The optimizer is made anew by `start_phase`."""
-        self.config = config
+        self.config, self.world = config, world
         self.method = METHODS[config.method]
         self.policy = loaded.model
         self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
+        self.module: Any = None  # the scorer, wrapped for several processes
         self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = _scorer(loaded, config, self.autocast)
         self.reference = _reference(loaded, config, self.autocast) if config.objective.kl_coefficient else None
@@ -61,7 +85,10 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.module, self.optimizer = self.accelerator.prepare(self.scorer, optimizer)
+        if self.module is None:  # once: the wrapper sends the weights of the first process to all
+            with self.world.lost_are_named():
+                self.module = self.accelerator.prepare(self.scorer)
+        self.optimizer = self.accelerator.prepare(optimizer)
 
     def update(self, groups: Sequence[Group], step: int) -> Metrics:
         """Reinforcement: learn from groups whose advantages are assigned. step: from 0 within the phase."""
@@ -71,7 +98,8 @@ class Learner:
             for k in range(count)
         ]
         if count > 1:
-            self._remember_old_logprobs([row for batch in batches for row in batch])
+            for rows in batches:  # one after the other, as they will be dealt to the processes
+                self._remember_old_logprobs(rows)
         return self._steps(batches, step)
 
     def imitate(self, traces: Sequence[Rollout], step: int) -> Metrics:
@@ -85,7 +113,9 @@ class Learner:
         torch.manual_seed(seed_of("update", self.config.seed, step))  # of dropout, in a model that has it
         totals: dict[str, float] = defaultdict(float)
         for rows in batches:
-            for name, value in self._optimizer_step(rows, step).items():
+            with self.world.lost_are_named():
+                step_totals = self._optimizer_step(rows, step)
+            for name, value in step_totals.items():
                 totals[name] += value
         metrics = _summarise(totals, len(batches))
         if self.tokens_trained > tokens_before:
@@ -97,23 +127,41 @@ class Learner:
     def _optimizer_step(self, rows: Sequence[Row], step: int) -> dict[str, float]:
         """One optimizer step on all rows, in micro-batches. Returns sums over its tokens."""
         self.policy.train(self.config.policy.gradient_checkpointing)
-        totals: dict[str, float] = defaultdict(float)
-        micro_batches = self._micro_batches(rows)
-        for batch in micro_batches:
-            loss, stats = self._loss([rows[index] for index in batch.rows])
-            self.accelerator.backward(loss)
-            totals["loss"] += loss.item()
-            for name, value in stats.items():
-                totals[name] += value
+        own: dict[str, float] = defaultdict(float)
+        for one in self._rounds(rows):
+            with nullcontext() if one.last else self.accelerator.no_sync(self.module):
+                loss, stats = self._loss(one.rows)
+                self.accelerator.backward(loss * self.world.size)  # the wrapper takes the mean over the processes
+            if not one.blank:
+                own["loss"] += loss.item()
+                for name, value in stats.items():
+                    own[name] += value
+        totals = defaultdict(float, self.world.sums(own))
         self.tokens_trained += sum(row.length for row in rows)
         self.policy.eval()
         applied = self._apply_gradient(step, totals["loss"] + totals["engine_gap"])
         measured = {} if applied["skipped"] else totals  # nothing that is not finite gets into the metrics
-        return {**measured, **applied, "padding_fraction": padding_fraction(micro_batches)}
+        everywhere = [batch for share in self._deal(rows) for batch in share]
+        return {**measured, **applied, "padding_fraction": padding_fraction(everywhere)}
 
-    def _micro_batches(self, rows: Sequence[Row]) -> list[MicroBatch]:
+    def _rounds(self, rows: Sequence[Row]) -> Iterator[Round]:
+        """The micro-batches of this process, and blank ones until all processes have as many."""
+        dealt = self._deal(rows)
+        mine, count = dealt[self.world.rank], max(map(len, dealt))
+        for place in range(count):
+            blank = place >= len(mine)
+            chosen = [_blank_row(rows[0])] if blank else [rows[index] for index in mine[place].rows]
+            yield Round(chosen, blank, place == count - 1)
+
+    def _deal(self, rows: Sequence[Row]) -> list[list[MicroBatch]]:
+        """The micro-batches of each process, by the rows' indices."""
         prompts, completions = texts(rows)
-        return self.scorer.micro_batches(prompts, completions, self.config.policy.token_budget) if rows else []
+        dealt = []
+        for share in deal_rows(prompts, completions, self.world.size):
+            of_share = [prompts[row] for row in share], [completions[row] for row in share]
+            batches = self.scorer.micro_batches(*of_share, self.config.policy.token_budget) if share else []
+            dealt.append([replace(batch, rows=[share[place] for place in batch.rows]) for batch in batches])
+        return dealt
 
     def _apply_gradient(self, step: int, numbers: float) -> dict[str, float]:
         """Take the step, unless its gradient is not finite, or `numbers`: the loss and what it was made of."""
@@ -212,8 +260,8 @@ class Learner:
         """One pass before the first of several updates, where truncated importance sampling needs it."""
         if self.config.objective.importance_cap is None:
             return
-        for micro_batch in self._micro_batches(rows):
-            batch = [rows[index] for index in micro_batch.rows]
+        for one in self._rounds(rows):
+            batch = one.rows
             logprobs = self._score(batch, entropy_gradient=False).logprobs
             parts = logprobs.split([len(row.rollout.completion_ids) for row in batch])
             for row, part in zip(batch, parts, strict=True):
@@ -224,6 +272,13 @@ class Learner:
         if self.reference is None:
             return None
         return self._score(rows, self.reference, entropy_gradient=False).logprobs
+
+
+def _blank_row(row: Row) -> Row:
+    """A row of two tokens and of no weight, of the kind of `row`."""
+    token = row.rollout.completion_ids[:1]
+    rollout = replace(row.rollout, prompt_ids=token, completion_ids=token, behavior_logprobs=[0.0])
+    return replace(row, rollout=rollout, advantage=0.0, weight=0.0, old_logprobs=None)
 
 
 def _scorer(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:

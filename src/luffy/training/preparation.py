@@ -23,6 +23,7 @@ from luffy.training.collector import Batch, Collector
 from luffy.training.draw import ProblemRow
 from luffy.training.groups import Submit
 from luffy.training.plan import plan_phases
+from luffy.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,6 +87,7 @@ def open_collector(
     engine: Engine,
     submit: Submit,
     loaded: LoadedModel,
+    world: World = ALONE,
 ) -> Collector:
     """Makes the batches of the reinforcement phase, from where the progress says that it is.
 
@@ -108,8 +110,9 @@ def open_collector(
         tokenizer=loaded.tokenizer,
         config=config,
         vocabulary=loaded.model.get_input_embeddings().num_embeddings,
+        world=world.apart(),
     )
-    record = read_ahead(checkpoint) if checkpoint else None
+    record = world.from_main(lambda: read_ahead(checkpoint)) if checkpoint else None
     collector.ready = Batch.of(record, problems) if record else None
     return collector
 

@@ -26,6 +26,7 @@ from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics
 from luffy.training.plan import Step, plan_phases
 from luffy.training.run_folder import RunFolder, RunSummary
+from luffy.training.shared_sampler import SharedSampler
 from luffy.types import Group
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class Recorder:
 
     def evaluate(self, benchmarks: Sequence[Benchmark] | None = None) -> None:
         """Measure the policy as it is; None: on all benchmarks."""
-        sampler = EngineSampler(self.parts.engine, self.parts.loaded.tokenizer, self.config.data.template)
+        whole = EngineSampler(self.parts.engine, self.parts.loaded.tokenizer, self.config.data.template)
+        sampler = SharedSampler(whole, self.parts.learner.world)
         for benchmark in self.benchmarks if benchmarks is None else benchmarks:
             result = measure(benchmark, sampler=sampler, graders=self.parts.graders, config=self.config)
             self.folder.write_generations(self.progress.step, benchmark.name, result.generations)
@@ -125,6 +127,7 @@ class Recorder:
     def stop(self, reason: str) -> RunSummary:
         """Leave a checkpoint to go on from."""
         self._save_checkpoint()
+        self._meet()
         logger.warning("stopped after step %d (%s); the same command goes on from there.", self.progress.step, reason)
         return self.summarise("stopped", reason)
 
@@ -132,10 +135,20 @@ class Recorder:
         """Evaluate, and leave the trained model."""
         self.evaluate()
         self._count_seconds()
-        write_folder_whole(self.folder.path / "model", self._fill_model)
+        if self._writes:
+            write_folder_whole(self.folder.path / "model", self._fill_model)
+        self._meet()
         return self.summarise("finished")
 
     # -- parts of the above
+
+    @property
+    def _writes(self) -> bool:
+        return self.parts.learner.world.main
+
+    def _meet(self) -> None:
+        """Wait until the process that writes has written."""
+        self.parts.learner.world.gather(None)
 
     def _count(self, step: Step, groups: Sequence[Group]) -> None:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -186,6 +199,8 @@ class Recorder:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
+        if not self._writes:
+            return
         collector = self.parts.collector
         self.progress.problems_drawn, self.progress.solved = collector.row.position, collector.row.visits
         self.folder.flush()
