@@ -1,4 +1,4 @@
-"""Several processes train as one: the same weights, whatever is dealt to whom; benchmarks/processes.py has the table."""
+"""Several processes train as one: the same weights, whatever is dealt to whom (see benchmarks/processes.py)."""
 
 import processes
 import pytest

@@ -88,8 +88,8 @@ def deal_rows(
 ) -> list[list[int]]:
     """Partition rows over processes, balanced by tokens; a process may get none.
 
-    A prompt's rows stay together, so that it is computed once, unless they are more than a quarter of a fair share. Every
-    process that deals the same rows finds the same shares.
+    A prompt's rows stay together, so that it is computed once, unless they are more than a quarter of a fair share.
+    Every process that deals the same rows finds the same shares.
     """
     if processes == 1:
         return [list(range(len(prompts)))]
