@@ -36,7 +36,7 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     names = [*ORDER, *sorted({path.stem for path in folder.glob("*.json")} - set(ORDER))]
     for name in names:
         path = folder / f"{name}.json"
-        rows = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = json.loads(path.read_text()).get("rows", []) if path.exists() else []
         yield from (row for row in rows if "verdict" in row and "what" in row)
 
 

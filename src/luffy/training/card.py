@@ -32,7 +32,7 @@ def model_card(config: Config, progress: Progress, evaluations: dict[str, dict[s
         "## Results",
         _results(evaluations),
         "## How to make it again",
-        "With [luffy-rl](https://pypi.org/project/luffy-rl/), these settings in `recipe.yaml`, and the same data:",
+        "With the package luffy-rl, these settings in `recipe.yaml`, and the same data:",
         "    luffy train recipe.yaml",
         f"```yaml\n{_settings(config)}```",
         "## Made with",
