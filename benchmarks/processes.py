@@ -2,13 +2,14 @@
 
     python benchmarks/processes.py            # prints the table, writes benchmarks/results/processes.json
 
-A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
+Wrappers: ddp (each process holds all weights) and fsdp2 (weights, gradients and moments are split). A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
 without signal, micro-batches of few tokens. What is compared are all weights, in float64 (to 1e-9) and float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -39,6 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {  # beside the methods: what else goes th
     },
     "luffy, recomputed activations": {"method": "luffy", "policy.gradient_checkpointing": True},
 }
+
+
+WRAPPERS: dict[str, dict[str, Any]] = {"ddp": {}, "fsdp2": {"parallel.sharding": "full"}}
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -95,7 +99,7 @@ def build_model(dtype: str) -> Any:
 
 
 def train(settings: dict[str, Any], dtype: str, world: Any = None) -> dict[str, Any]:
-    """The weights after three steps, and the metrics of each step."""
+    """The weights after three steps, empty in a process that does not write, and the metrics of each step."""
     from luffy import load_config
     from luffy.algorithm import METHODS
     from luffy.policy import LoadedModel
@@ -118,14 +122,21 @@ def train(settings: dict[str, Any], dtype: str, world: Any = None) -> dict[str, 
         for step in range(STEPS):
             metrics = learner.imitate(traces, step) if phase == "sft" else learner.update(groups, step)
             measured.append({name: value for name, value in metrics.items() if not name.startswith("perf/")})
-    weights = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
-    return {"weights": weights, "metrics": measured, "tokens": learner.tokens_trained}
+    weights = {name: weight.detach().clone() for name, weight in learner.whole_weights().items()}
+    return {"weights": weights, "metrics": measured, "tokens": learner.tokens_trained, "held": share_held(model)}
+
+
+def share_held(model: Any) -> float:
+    """The share of the weights that this process holds between steps."""
+    parameters = list(model.parameters())
+    own = sum(getattr(one, "to_local", lambda one=one: one)().numel() for one in parameters)
+    return float(own / sum(one.numel() for one in parameters))
 
 
 # -- processes
 
 
-def work(names: Sequence[str], dtypes: Sequence[str], output: Path) -> None:
+def work(names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str], output: Path) -> None:
     """One of several processes: train all cases; the first one saves what came out."""
     import torch
 
@@ -135,19 +146,24 @@ def work(names: Sequence[str], dtypes: Sequence[str], output: Path) -> None:
     torch.set_num_threads(1)
     world = World.open(load_config(overrides={"policy.device": "cpu", "parallel.timeout": 120}))
     known, found = cases(), {}
-    for name in names:
-        for dtype in dtypes:
-            outcome = train(known[name], dtype, world)
-            alike = world.gather({key: weight.double().sum().item() for key, weight in outcome["weights"].items()})
-            found[f"{name}/{dtype}"] = outcome | {"alike": all(one == alike[0] for one in alike)}
+    for name, dtype, wrapper in itertools.product(names, dtypes, wrappers):
+        outcome = train(known[name] | WRAPPERS[wrapper], dtype, world)
+        sums = {key: weight.double().sum().item() for key, weight in outcome["weights"].items()}
+        alike = [one for one in world.gather(sums) if one]
+        found[name, dtype, wrapper] = outcome | {"alike": all(one == alike[0] for one in alike)}
     if world.main:
         torch.save(found, output)
     world.gather(None)
     disconnect()
 
 
-def in_processes(count: int, names: Sequence[str], dtypes: Sequence[str]) -> dict[str, Any]:
-    """What `train` finds in that many connected processes. Raises RuntimeError with what they said if one fails."""
+def in_processes(
+    count: int, names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str]
+) -> dict[tuple[str, str, str], Any]:
+    """What `train` finds in that many connected processes, by case, dtype and wrapper.
+
+    Raises RuntimeError with what they said if one fails.
+    """
     import torch
 
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
@@ -156,6 +172,7 @@ def in_processes(count: int, names: Sequence[str], dtypes: Sequence[str]) -> dic
         free.close()
         output = Path(folder) / "found.pt"
         command = [sys.executable, __file__, "--work", str(output), "--cases", *names, "--dtypes", *dtypes]
+        command += ["--wrappers", *wrappers]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
@@ -170,7 +187,7 @@ def in_processes(count: int, names: Sequence[str], dtypes: Sequence[str]) -> dic
         said = [process.communicate()[0] for process in processes]
         if any(process.returncode for process in processes):
             raise RuntimeError("\n".join(said))
-        found: dict[str, Any] = torch.load(output)
+        found: dict[tuple[str, str, str], Any] = torch.load(output)
     return found
 
 
@@ -179,20 +196,21 @@ def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours)
 
 
-def compare(counts: Sequence[int], names: Sequence[str], dtypes: Sequence[str]) -> list[dict[str, Any]]:
+def compare(
+    counts: Sequence[int], names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row for each case: how far its weights are from those of one process."""
     known = cases()
-    alone = {f"{name}/{dtype}": train(known[name], dtype) for name in names for dtype in dtypes}
+    alone = {(name, dtype): train(known[name], dtype) for name in names for dtype in dtypes}
     rows = []
     for count in counts:
-        for key, outcome in in_processes(count, names, dtypes).items():
-            name, _, dtype = key.rpartition("/")
-            difference = largest_difference(outcome["weights"], alone[key]["weights"])
+        for (name, dtype, wrapper), outcome in in_processes(count, names, dtypes, wrappers).items():
+            difference = largest_difference(outcome["weights"], alone[name, dtype]["weights"])
             rows.append(
                 {
                     "case": name,
                     "processes": count,
-                    "wrapper": "ddp",
+                    "wrapper": wrapper,
                     "dtype": dtype,
                     "difference": difference,
                     "equal": difference <= TOLERANCE[dtype] and outcome["alike"],
@@ -207,16 +225,19 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--cases", nargs="+", default=None)
     parser.add_argument("--dtypes", nargs="+", default=["float64", "float32"])
+    parser.add_argument("--wrappers", nargs="+", default=list(WRAPPERS))
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = given.cases or list(cases())
     if given.work:
-        work(names, given.dtypes, given.work)
+        work(names, given.dtypes, given.wrappers, given.work)
         return
-    rows = compare(given.processes, names, given.dtypes)
+    rows = compare(given.processes, names, given.dtypes, given.wrappers)
     for row in rows:
         shown = "equal" if row["equal"] else "DIFFERENT"
-        print(f"{row['case']:32} {row['processes']} {row['wrapper']} {row['dtype']}  {row['difference']:.1e}  {shown}")
+        print(
+            f"{row['case']:32} {row['processes']} {row['wrapper']:5} {row['dtype']}  {row['difference']:.1e}  {shown}"
+        )
     RESULTS.write_text(json.dumps({"tolerance": TOLERANCE, "rows": rows}, indent=1) + "\n")
     raise SystemExit(0 if all(row["equal"] for row in rows) else 1)
 

@@ -270,6 +270,22 @@ class ParallelConfig(Section):
     """How several processes train together (docs/processes.md)."""
 
     timeout: Positive = Field(1800.0, description="Seconds a process waits for the others before the run stops.")
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: weights, gradients and AdamW's moments are split over the processes (FSDP2, ZeRO stage 3); "
+        "none: each process holds all of them (DDP).",
+    )
+    param_dtype: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="With sharding: type in which weights are gathered and multiplied; none: their own. Gradients are "
+        "summed in float32, the weights that the optimizer changes keep `policy.dtype`.",
+    )
+
+    @model_validator(mode="after")
+    def _sharded(self) -> ParallelConfig:
+        if self.param_dtype != "none" and self.sharding == "none":
+            raise ValueError("param_dtype is that of split weights: set parallel.sharding to full")
+        return self
 
 
 class EvaluationConfig(Section):

@@ -14,12 +14,14 @@ CASES = ["luffy", "sft", "rl_sft", "luffy, 2 updates, capped"]
 
 @pytest.fixture(scope="module")
 def of_two():
-    return processes.in_processes(2, CASES, ["float64"])
+    return processes.in_processes(2, CASES, ["float64"], list(processes.WRAPPERS))
 
 
+@pytest.mark.parametrize("wrapper", processes.WRAPPERS)
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_as_one(case, of_two):
-    alone, ours = processes.train(processes.cases()[case], "float64"), of_two[f"{case}/float64"]
+def test_two_processes_train_as_one(case, wrapper, of_two):
+    alone, ours = processes.train(processes.cases()[case], "float64"), of_two[case, "float64", wrapper]
+    assert ours["held"] == {"ddp": 1, "fsdp2": 0.5}[wrapper]
     assert processes.largest_difference(alone["weights"], ours["weights"]) < 1e-9
     assert ours["alike"]
     assert ours["tokens"] == alone["tokens"]
@@ -29,7 +31,7 @@ def test_two_processes_train_as_one(case, of_two):
 
 @pytest.mark.slow
 def test_the_whole_table():
-    rows = processes.compare([2, 4], list(processes.cases()), ["float64", "float32"])
+    rows = processes.compare([2, 4], list(processes.cases()), ["float64", "float32"], list(processes.WRAPPERS))
     assert not [row for row in rows if not row["equal"]]
 
 

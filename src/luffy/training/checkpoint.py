@@ -31,6 +31,7 @@ from torch import Tensor
 from luffy.errors import RunError
 from luffy.files import write_folder_whole, writing
 from luffy.policy import LoadedModel
+from luffy.policy.sharding import split_like
 from luffy.training.learner import Learner
 from luffy.training.world import ALONE, World
 
@@ -69,10 +70,23 @@ class Retention:
         return [path for path in checkpoints if path not in staying]
 
 
+@dataclass(frozen=True, slots=True)
+class WholeState:
+    """What was learned, each tensor whole; empty in a process that does not write."""
+
+    weights: Mapping[str, Tensor]  # by name
+    moments: Mapping[str, Tensor]  # AdamW's, by `index.name`; index: place of the parameter in the optimizer
+
+    @classmethod
+    def of(cls, learner: Learner) -> WholeState:
+        """Gather it; where the weights are split over processes, all of them take part."""
+        return cls(learner.whole_weights(), learner.whole_moments())
+
+
 def save_checkpoint(
     run: Path,
     loaded: LoadedModel,
-    learner: Learner,
+    state: WholeState,
     progress: Progress,
     keep: Retention,
     ahead: Mapping[str, Any] | None = None,
@@ -87,8 +101,8 @@ def save_checkpoint(
         return
 
     def fill(folder: Path) -> None:
-        save_model(folder / "model", loaded)
-        save_file(_moments(learner.optimizer), folder / "optimizer.safetensors")
+        save_model(folder / "model", loaded, state.weights)
+        save_file(dict(state.moments), folder / "optimizer.safetensors")
         if ahead is not None:
             (folder / "ahead.json").write_text(json.dumps(ahead), encoding="utf-8")
         (folder / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
@@ -146,9 +160,9 @@ def describe_last(run: Path) -> str:
     return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
 
 
-def save_model(folder: Path, loaded: LoadedModel) -> None:
-    """Write model and tokenizer as a Hugging Face folder."""
-    loaded.model.save_pretrained(folder)
+def save_model(folder: Path, loaded: LoadedModel, weights: Mapping[str, Tensor]) -> None:
+    """Write model and tokenizer as a Hugging Face folder. weights: the model's, by name, each of them whole."""
+    loaded.model.save_pretrained(folder, state_dict=dict(weights))
     loaded.tokenizer.save_pretrained(folder)
 
 
@@ -208,7 +222,9 @@ def load_optimizer(checkpoint: Path, learner: Learner) -> None:
     for index, parameter in enumerate(_parameters(learner.optimizer)):
         if f"{index}.step" in moments:
             learner.optimizer.state[parameter] = {
-                name: moments[f"{index}.{name}"].to(parameter.device) for name in ("step", "exp_avg", "exp_avg_sq")
+                "step": moments[f"{index}.step"].to(parameter.device),
+                "exp_avg": split_like(moments[f"{index}.exp_avg"], parameter),
+                "exp_avg_sq": split_like(moments[f"{index}.exp_avg_sq"], parameter),
             }
 
 
@@ -244,14 +260,6 @@ def _reading(checkpoint: Path) -> Iterator[None]:
     except Exception as error:  # OSError, SafetensorError, RuntimeError for other shapes, KeyError, ...
         reason = " ".join(str(error).split("\n")[:3]).strip()
         raise RunError(f"{checkpoint}: cannot be read ({reason}). Delete it to use the one before.") from None
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, parameter in enumerate(_parameters(optimizer))
-        for name, value in optimizer.state.get(parameter, {}).items()
-    }
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -14,14 +14,16 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss
 from luffy.config import Config
@@ -37,6 +39,7 @@ from luffy.policy import (
     pick_autocast,
 )
 from luffy.policy.precision import Autocast
+from luffy.policy.sharding import clip_gradients, is_split, shard, whole, whole_weights
 from luffy.training.draw import seed_of
 from luffy.training.rows import Row, TokenTable, reinforcement_rows, supervised_rows, texts
 from luffy.training.schedule import learning_rate
@@ -66,6 +69,7 @@ class Learner:
         self.policy = loaded.model
         self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
         self.module: Any = None  # the scorer, wrapped for several processes
+        self.sharded = world.size > 1 and config.parallel.sharding == "full"
         self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = _scorer(loaded, config, self.autocast)
         self.reference = _reference(loaded, config, self.autocast) if config.objective.kl_coefficient else None
@@ -78,6 +82,9 @@ class Learner:
         settings = self.config.optimizer
         self.peak = settings.learning_rate if phase == "rl" else self.config.sft.learning_rate
         self.phase, self.phase_begin, self.phase_steps = phase, begin, steps
+        if self.module is None:
+            with self.world.lost_are_named():
+                self.module = self._wrap()
         optimizer = torch.optim.AdamW(
             [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
             lr=self.peak,
@@ -85,9 +92,6 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        if self.module is None:  # once: the wrapper sends the weights of the first process to all
-            with self.world.lost_are_named():
-                self.module = self.accelerator.prepare(self.scorer)
         self.optimizer = self.accelerator.prepare(optimizer)
 
     def update(self, groups: Sequence[Group], step: int) -> Metrics:
@@ -106,7 +110,45 @@ class Learner:
         """Supervised learning: every token of the traces weighs the same. step: from 0 within the phase."""
         return self._steps([supervised_rows(traces, self.config, coefficient=1.0)], step)
 
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The policy's weights by name; split ones are gathered, by all processes, and kept by the one that writes."""
+        if not is_split(self.policy):
+            return dict(self.policy.state_dict())
+        with self.world.lost_are_named():
+            return self._kept(whole_weights(self.policy))
+
+    def whole_moments(self) -> dict[str, Tensor]:
+        """AdamW's moments as `index.name`, index: place of the parameter in the optimizer; gathered likewise."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        with self.world.lost_are_named():
+            return self._kept(
+                (f"{index}.{name}", whole(value.detach()))
+                for index, parameter in enumerate(parameters)
+                for name, value in self.optimizer.state.get(parameter, {}).items()
+            )
+
+    def _kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """On the CPU, by the process that writes; tensors that are one stay one, so that a file holds them once."""
+        kept: dict[str, Tensor] = {}
+        moved: dict[int, tuple[Tensor, Tensor]] = {}  # the original, too, so that its id stays its own
+        for name, tensor in tensors:
+            if self.world.main:
+                kept[name] = moved.setdefault(id(tensor), (tensor, tensor.cpu().contiguous()))[1]
+        return kept
+
     # -- optimizer steps
+
+    def _wrap(self) -> Any:
+        """The scorer, wrapped so that gradients are summed over the processes; all begin with the first one's weights."""
+        if not self.sharded:
+            return self.accelerator.prepare(self.scorer)
+        mesh = init_device_mesh(self.policy.device.type, (self.world.size,))
+        param_dtype = torch.bfloat16 if self.config.parallel.param_dtype == "bfloat16" else None
+        for scorer in filter(None, (self.scorer, self.reference)):
+            for weight in {id(one): one for one in scorer.state_dict(keep_vars=True).values()}.values():
+                dist.broadcast(weight.detach(), src=0)
+            shard(scorer, mesh, param_dtype)
+        return self.scorer
 
     def _steps(self, batches: Sequence[list[Row]], step: int) -> Metrics:
         started, tokens_before = time.perf_counter(), self.tokens_trained
@@ -129,9 +171,10 @@ class Learner:
         self.policy.train(self.config.policy.gradient_checkpointing)
         own: dict[str, float] = defaultdict(float)
         for one in self._rounds(rows):
-            with nullcontext() if one.last else self.accelerator.no_sync(self.module):
+            # split gradients are summed after every micro-batch: kept whole until the last, they would fill the memory
+            with nullcontext() if one.last or self.sharded else self.accelerator.no_sync(self.module):
                 loss, stats = self._loss(one.rows)
-                self.accelerator.backward(loss * self.world.size)  # the wrapper takes the mean over the processes
+                self.accelerator.backward(loss * (1 if self.sharded else self.world.size))  # DDP takes the mean
             if not one.blank:
                 own["loss"] += loss.item()
                 for name, value in stats.items():
@@ -174,10 +217,12 @@ class Learner:
             group["lr"] = learning_rate(
                 step, peak=self.peak, schedule=schedule, warmup_steps=warmup, steps=self.phase_steps
             )
+        if self.sharded:
+            self.module.reshard()  # where nothing but scoring went before, the root's weights are still whole
         for parameter in self.policy.parameters():  # no row may have contributed: a gradient of zero, not of None
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), settings.max_gradient_norm))
+        norm = clip_gradients(self.policy.parameters(), settings.max_gradient_norm)
         finite = math.isfinite(norm) and math.isfinite(numbers)
         if finite:
             self.optimizer.step()

@@ -107,7 +107,7 @@ def _train(run: Run) -> RunSummary:
                 run.look.before_update(step, batch.groups)
                 with run.collector.ahead(run.next_ahead(step), clock), clock("update"):
                     update = run.learner.update(batch.groups, step.index)
-            with clock("synchronise"):
+            with clock("synchronise"), run.world.lost_are_named():
                 run.engine.update_weights(run.learner.policy)
             run.recorder.record(step, batch, update | clock.metrics())
             if reason := next(filter(None, run.world.gather(interrupt.reason)), ""):

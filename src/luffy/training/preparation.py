@@ -68,10 +68,13 @@ def prepare_data(
     return prepared.problems, traces
 
 
-def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast) -> Engine:
-    """What generates: on the policy itself, or on a copy. autocast: type of the update's products, if not its own."""
+def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast, *, sharded: bool = False) -> Engine:
+    """What generates: on the policy itself, or on a copy. autocast: type of the update's products, if not its own.
+
+    sharded: the policy will be split over processes, so that none could generate with it by itself.
+    """
     return TransformersEngine(
-        _generating_model(config, loaded.model, autocast),
+        _generating_model(config, loaded.model, autocast, sharded),
         eos_ids=loaded.eos_ids,
         pad_id=loaded.pad_id,
         batch_tokens=config.rollout.batch_tokens,
@@ -117,12 +120,12 @@ def open_collector(
     return collector
 
 
-def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocast) -> PreTrainedModel:
-    """The policy itself, or a copy: one of another type, or one that generates while the policy changes."""
+def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocast, sharded: bool) -> PreTrainedModel:
+    """The policy itself, or a copy: of another type, whole beside a split policy, or generating while it changes."""
     wanted = config.rollout
     by_products = torch.bfloat16 if autocast == "bfloat16" else policy.dtype
     dtype = by_products if wanted.dtype == "auto" else getattr(torch, wanted.dtype)
-    if not wanted.ahead and dtype == policy.dtype:
+    if not wanted.ahead and not sharded and dtype == policy.dtype:
         return policy
     try:
         device = torch.device(wanted.device) if wanted.device else policy.device

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from luffy.config import Config, completion_format
 from luffy.data.prompts import format_in_use
 from luffy.errors import RunError
@@ -19,7 +21,7 @@ from luffy.policy import LoadedModel
 from luffy.reward.graders import Graders
 from luffy.rollout import Engine
 from luffy.training.card import model_card
-from luffy.training.checkpoint import Progress, Retention, describe_last, save_checkpoint, save_model
+from luffy.training.checkpoint import Progress, Retention, WholeState, describe_last, save_checkpoint, save_model
 from luffy.training.collector import Batch, Collector
 from luffy.training.first_batch import describe_mismatch
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
@@ -135,8 +137,9 @@ class Recorder:
         """Evaluate, and leave the trained model."""
         self.evaluate()
         self._count_seconds()
+        weights = self.parts.learner.whole_weights()
         if self._writes:
-            write_folder_whole(self.folder.path / "model", self._fill_model)
+            write_folder_whole(self.folder.path / "model", lambda folder: self._fill_model(folder, weights))
         self._meet()
         return self.summarise("finished")
 
@@ -199,6 +202,7 @@ class Recorder:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
+        state = WholeState.of(self.parts.learner)
         if not self._writes:
             return
         collector = self.parts.collector
@@ -206,7 +210,7 @@ class Recorder:
         self.folder.flush()
         keep = Retention(self.config.keep_checkpoints, self.config.keep_best_checkpoints, self._scores())
         ahead = collector.ready.record() if collector.ready else None
-        save_checkpoint(self.folder.path, self.parts.loaded, self.parts.learner, self.progress, keep, ahead)
+        save_checkpoint(self.folder.path, self.parts.loaded, state, self.progress, keep, ahead)
 
     def _scores(self) -> dict[int, float]:
         """Accuracy on the first watched set by step, where it is asked which checkpoint is best."""
@@ -216,8 +220,8 @@ class Recorder:
         lines = [line for line in self.folder.evaluations() if line.get("set") == watched]
         return {line["step"]: value for line in lines for value in _accuracies(line)}
 
-    def _fill_model(self, folder: Path) -> None:
-        save_model(folder, self.parts.loaded)
+    def _fill_model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save_model(folder, self.parts.loaded, weights)
         (folder / "README.md").write_text(model_card(self.config, self.progress, self.evaluations), encoding="utf-8")
 
 
