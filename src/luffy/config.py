@@ -35,6 +35,7 @@ Trackers = Annotated[
 
 # What may differ between the starts of one run: it does not change what the steps before it computed.
 FREE_KEYS = (
+    "rollout.vllm.",
     "output",
     "steps",
     "checkpoint_every",
@@ -165,9 +166,27 @@ class RewardConfig(Section):
     max_failures: Fraction = Field(0.5, description="Share of failed verifications in a step that stops the run.")
 
 
+class VllmConfig(Section):
+    """vLLM, where `rollout.engine` is vllm (docs/engines.md)."""
+
+    memory_share: Fraction = Field(0.3, description="Share of the device's memory for its weights and cache.")
+    cache_gib: Positive | None = Field(
+        None,
+        description="Memory for keys and values in GiB; empty: the rest of memory_share.",
+    )
+    max_sequences: Count = Field(256, description="Completions that are decoded at once.")
+    max_length: Count | None = Field(
+        None, description="Longest prompt and completion together; empty: data.max_prompt_tokens and the completion."
+    )
+    eager: bool = Field(False, description="Compile nothing: a faster start, slower decoding.")
+
+
 class RolloutConfig(Section):
     """How the groups are made."""
 
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What generates; vllm: in this process, on weights of its own (docs/engines.md)."
+    )
     group_size: int = Field(8, ge=2, description="Rollouts a problem, traces included.")
     traces: int = Field(1, ge=0, description="How many of them are traces, for methods that learn from traces in RL.")
     temperature: Positive = Field(1.0, description="Sampling temperature; log-probs are taken at it.")
@@ -188,6 +207,21 @@ class RolloutConfig(Section):
     redraw: int = Field(
         0, ge=0, description="How often a step may draw problems in place of those without signal (DAPO); 0: never."
     )
+
+    vllm: VllmConfig = Field(default_factory=VllmConfig)
+
+    @model_validator(mode="after")
+    def _what_vllm_takes(self) -> RolloutConfig:
+        if self.engine == "vllm" and self.device is not None:
+            raise ValueError("device is that of the transformers engine's copy; vLLM takes the policy's")
+        if self.engine == "vllm" and self.top_p < 1 and self.temperature != 1:
+            raise ValueError(
+                "engine 'vllm' gives no log-probs before top-p at a temperature other than 1: set rollout.top_p to 1, "
+                "rollout.temperature to 1, or rollout.engine to transformers"
+            )
+        if self.engine == "vllm" and self.dtype == "float64":
+            raise ValueError("engine 'vllm' has no float64: set rollout.dtype to float32 or bfloat16")
+        return self
 
     @model_validator(mode="after")
     def _room(self) -> RolloutConfig:
@@ -288,6 +322,17 @@ class ParallelConfig(Section):
         return self
 
 
+class AdapterConfig(Section):
+    """Low-rank adapters (LoRA): small matrices that are trained in place of the model's weights."""
+
+    rank: Count | None = Field(None, description="Rank of the adapter; empty: none, all weights are trained.")
+    alpha: Positive = Field(32.0, description="The adapter's part is multiplied by alpha / rank.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout before the adapter, in the update alone; 0 learns from what sampled."
+    )
+    targets: Names = Field((), description="Names of the linear layers that get one; empty: all of the blocks.")
+
+
 class EvaluationConfig(Section):
     """What is measured, when, and how it is sampled."""
 
@@ -360,6 +405,7 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     sft: SFTConfig = Field(default_factory=SFTConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Per method: `dotted.key: value` that replace the above when it is chosen."
@@ -382,6 +428,10 @@ class Config(Section):
             raise ValueError(
                 f"keep_best_checkpoints={self.keep_best_checkpoints} needs a score to go by: set evaluation.watch and "
                 "evaluation.every, and checkpoint_every to the same number of steps"
+            )
+        if self.parallel.sharding == "full" and self.adapter.rank is not None:
+            raise ValueError(
+                "parallel.sharding=full does not split a model with an adapter yet: leave one of the two out"
             )
         groups = self.problems_per_step
         if (self.processes or 1) > groups:

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 from tests.fake_server import Raw, chat, serving
@@ -126,11 +127,11 @@ def test_an_address_that_is_none(url):
 
 
 def test_many_at_a_time_but_not_more_and_each_once():
-    gate = threading.Event()
-    threading.Timer(0.3, gate.set).start()
+    gate = threading.Barrier(4)
 
     def respond(request, number):
-        gate.wait(5)
+        gate.wait(30)  # for three others: fewer at a time would never get on
+        time.sleep(0.05)  # for a fifth, if it should come
         return chat(str(request["seed"]))
 
     with serving(respond) as server, EndpointClient(server.url, "m", concurrency=4) as client:

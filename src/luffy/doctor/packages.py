@@ -35,7 +35,7 @@ OPTIONS = (
     Option(
         "reasoning-gym", "pip install 'luffy-rl[reasoning-gym]'", "made tasks: `luffy data prepare reasoning-gym:...`"
     ),
-    Option("vllm", "pip install vllm", "evaluation.engine=vllm, the fast way to evaluate on a GPU"),
+    Option("vllm", "pip install vllm", "rollout.engine=vllm, evaluation.engine=vllm: the fast way on a GPU"),
     Option("tensorboard", "pip install 'luffy-rl[tensorboard]'", "tracker=tensorboard"),
     Option("wandb", "pip install wandb", "tracker=wandb"),
     Option("trackio", "pip install trackio", "tracker=trackio"),

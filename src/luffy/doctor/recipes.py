@@ -49,8 +49,9 @@ def needs_of(config: Config) -> Iterator[Finding]:
     for tracker in config.tracker:
         if find_spec(tracker) is None:
             yield _need(f"tracker {tracker}", "not installed", "optional", "metrics.jsonl has everything")
-    if config.evaluation.engine == "vllm" and find_spec("vllm") is None:
-        yield _need("evaluation.engine", "vllm is not installed", "missing", "pip install vllm")
+    for key, engine in (("rollout.engine", config.rollout.engine), ("evaluation.engine", config.evaluation.engine)):
+        if engine == "vllm" and find_spec("vllm") is None:
+            yield _need(key, "vllm is not installed", "missing", "pip install vllm")
     variable = config.evaluation.api_key_variable
     if config.evaluation.engine == "endpoint" and not os.environ.get(variable):
         yield _need("key of the server", f"{variable} is not set", "optional", "set it if the server asks for one")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-from luffy.config import Config, PolicyConfig
+from luffy.config import Config
 from luffy.data.prompts import encode_prompts
-from luffy.errors import ConfigError, ModelError
+from luffy.errors import ModelError
 from luffy.evaluation.samplers import Sample
-from luffy.policy import extend_context, load_tokenizer, model_folder
+from luffy.policy import load_tokenizer, model_folder
 from luffy.rollout import Sampling
+from luffy.rollout.vllm_engine import context_overrides, import_vllm
 from luffy.types import Problem
 
 
@@ -20,13 +20,7 @@ class VllmSampler:
 
     def __init__(self, model: str, config: Config) -> None:
         """model: a folder or hub name. Raises ConfigError without vLLM, ModelError where it cannot load the model."""
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it writes hundreds of lines about itself
-        try:
-            import vllm
-        except ImportError:
-            raise ConfigError(
-                "evaluation.engine=vllm needs the package vllm: pip install vllm (docs.vllm.ai has builds for CPUs)."
-            ) from None
+        vllm = import_vllm("evaluation.engine=vllm")
         self.template = config.data.template
         policy = config.policy
         self.tokenizer = load_tokenizer(model, trust_remote_code=policy.trust_remote_code)
@@ -37,7 +31,7 @@ class VllmSampler:
                 dtype=policy.dtype,
                 max_model_len=longest,
                 trust_remote_code=policy.trust_remote_code,
-                hf_overrides=_context(model, policy),
+                hf_overrides=context_overrides(model, policy),
             )
         except Exception as error:  # of any of its many parts
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -64,15 +58,3 @@ class VllmSampler:
         ids = list(output.token_ids)
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return Sample(text, len(ids), output.finish_reason != "length")
-
-
-def _context(model: str, policy: PolicyConfig) -> dict[str, Any]:
-    """The keys of the model's configuration that `policy` changes."""
-    if policy.context_length is None and policy.rope_theta is None:
-        return {}
-    from transformers import AutoConfig
-
-    folder = model_folder(model)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
-    changed = extend_context(config, model, policy).to_dict()
-    return {key: changed[key] for key in ("max_position_embeddings", "rope_parameters") if key in changed}

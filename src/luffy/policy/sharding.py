@@ -1,8 +1,8 @@
 """Weights split over processes (FSDP2), and whole again where something needs them whole.
 
 `torch.distributed.fsdp.fully_shard` turns each parameter into a DTensor of which every process holds a part. A layer's
-weights are gathered while it computes and its gradients are summed into the parts, so no process ever holds all weights,
-gradients and moments at once.
+weights are gathered while it computes, and its gradients are summed into the parts. The embedding and the head belong
+to no layer: they are whole from the forward pass to the end of the backward pass.
 """
 
 from __future__ import annotations

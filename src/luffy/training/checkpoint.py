@@ -1,6 +1,7 @@
 """Checkpoints: enough to continue a run as if it had never stopped.
 
-    RUN/checkpoints/step-000050/model/               a Hugging Face folder
+    RUN/checkpoints/step-000050/model/               a Hugging Face folder, or
+    RUN/checkpoints/step-000050/adapter/             the adapter's weights, where one is trained
     RUN/checkpoints/step-000050/optimizer.safetensors  AdamW's moments
     RUN/checkpoints/step-000050/ahead.json             the next step's batch, where it was collected ahead
     RUN/checkpoints/step-000050/state.json             step, counters
@@ -31,6 +32,7 @@ from torch import Tensor
 from luffy.errors import RunError
 from luffy.files import write_folder_whole, writing
 from luffy.policy import LoadedModel
+from luffy.policy.adapters import has_adapter, load_adapter, plain_copy, save_adapter
 from luffy.policy.sharding import split_like
 from luffy.training.learner import Learner
 from luffy.training.world import ALONE, World
@@ -101,7 +103,10 @@ def save_checkpoint(
         return
 
     def fill(folder: Path) -> None:
-        save_model(folder / "model", loaded, state.weights)
+        if has_adapter(loaded.model):
+            save_adapter(folder / "adapter", loaded.model, "")
+        else:
+            save_model(folder / "model", loaded, state.weights)
         save_file(dict(state.moments), folder / "optimizer.safetensors")
         if ahead is not None:
             (folder / "ahead.json").write_text(json.dumps(ahead), encoding="utf-8")
@@ -161,8 +166,14 @@ def describe_last(run: Path) -> str:
 
 
 def save_model(folder: Path, loaded: LoadedModel, weights: Mapping[str, Tensor]) -> None:
-    """Write model and tokenizer as a Hugging Face folder. weights: the model's, by name, each of them whole."""
-    loaded.model.save_pretrained(folder, state_dict=dict(weights))
+    """Write model and tokenizer as a Hugging Face folder, an adapter merged into the weights.
+
+    weights: the model's, by name, each of them whole.
+    """
+    if has_adapter(loaded.model):
+        plain_copy(loaded.model).save_pretrained(folder)
+    else:
+        loaded.model.save_pretrained(folder, state_dict=dict(weights))
     loaded.tokenizer.save_pretrained(folder)
 
 
@@ -198,17 +209,21 @@ def load_weights(checkpoint: Path, loaded: LoadedModel, world: World = ALONE) ->
 
     Raises RunError when they cannot be read.
     """
+    model = loaded.model
 
     def read() -> dict[str, Tensor]:
         with _reading(checkpoint):
-            saved = type(loaded.model).from_pretrained(
-                checkpoint / "model", dtype=loaded.model.dtype, use_safetensors=True, local_files_only=True
+            if has_adapter(model):
+                load_adapter(checkpoint / "adapter", model)
+                return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+            saved = type(model).from_pretrained(
+                checkpoint / "model", dtype=model.dtype, use_safetensors=True, local_files_only=True
             )
             return dict(saved.state_dict())
 
     weights = world.tensors_from_main(read)
     with _reading(checkpoint):
-        loaded.model.load_state_dict(weights)
+        model.load_state_dict(weights, strict=not has_adapter(model))
 
 
 def load_optimizer(checkpoint: Path, learner: Learner) -> None:

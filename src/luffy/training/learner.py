@@ -38,6 +38,7 @@ from luffy.policy import (
     padding_fraction,
     pick_autocast,
 )
+from luffy.policy.adapters import adapter_disabled, has_adapter
 from luffy.policy.precision import Autocast
 from luffy.policy.sharding import clip_gradients, is_split, shard, whole, whole_weights
 from luffy.training.draw import seed_of
@@ -139,7 +140,7 @@ class Learner:
     # -- optimizer steps
 
     def _wrap(self) -> Any:
-        """The scorer, wrapped so that gradients are summed over the processes; all begin with the first one's weights."""
+        """The scorer, wrapped so that gradients are summed over all processes, from the first one's weights on."""
         if not self.sharded:
             return self.accelerator.prepare(self.scorer)
         mesh = init_device_mesh(self.policy.device.type, (self.world.size,))
@@ -168,7 +169,7 @@ class Learner:
 
     def _optimizer_step(self, rows: Sequence[Row], step: int) -> dict[str, float]:
         """One optimizer step on all rows, in micro-batches. Returns sums over its tokens."""
-        self.policy.train(self.config.policy.gradient_checkpointing)
+        self.policy.train(self.config.policy.gradient_checkpointing or self.config.adapter.dropout > 0)
         own: dict[str, float] = defaultdict(float)
         for one in self._rounds(rows):
             # split gradients are summed after every micro-batch: kept whole until the last, they would fill the memory
@@ -316,7 +317,8 @@ class Learner:
     def _reference_logprobs(self, rows: Sequence[Row]) -> Tensor | None:
         if self.reference is None:
             return None
-        return self._score(rows, self.reference, entropy_gradient=False).logprobs
+        with adapter_disabled(self.reference.model):
+            return self._score(rows, self.reference, entropy_gradient=False).logprobs
 
 
 def _blank_row(row: Row) -> Row:
@@ -331,7 +333,9 @@ def _scorer(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
 
 
 def _reference(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
-    """A scorer on a copy that stays as it is."""
+    """A scorer on a copy that stays as it is; under an adapter the model itself, whose base does."""
+    if has_adapter(loaded.model):
+        return _scorer(loaded, config, autocast)
     frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
     return _scorer(replace(loaded, model=frozen), config, autocast)
 

@@ -89,6 +89,8 @@ def _train_and_account(run: Run) -> RunSummary:
         return _train(run)
     except RunError as error:
         raise run.recorder.failed(error) from None
+    finally:
+        run.engine.close()
 
 
 def _train(run: Run) -> RunSummary:
