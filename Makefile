@@ -68,8 +68,9 @@ bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and b
 	$(BIN)/python benchmarks/doubling.py
 	$(BIN)/python benchmarks/summary.py
 
-test-processes: $(READY) ## Several processes against one: every method, 2 and 4 processes.
+test-processes: $(READY) ## Several processes against one, DDP and FSDP2; launchers, kills, hangs, two machines on loopback.
 	$(BIN)/python benchmarks/processes.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/test_process_failures.py
 
 results: $(READY) ## Repeat docs/results.md: the search for the rates, the comparison (five seeds), the map over the dials.
 	$(BIN)/python benchmarks/describe_bases.py

@@ -1,11 +1,16 @@
 """Several processes train as one: the same weights, whatever is dealt to whom (see benchmarks/processes.py)."""
 
+from dataclasses import replace
+
 import processes
 import pytest
+import torch
 
 from luffy import ConfigError, load_config
 from luffy.policy import deal_rows
 from luffy.rollout import Sampling, TransformersEngine
+from luffy.training.dealing import Round
+from luffy.training.learner import Learner
 from luffy.training.world import World, _check
 from tiny_models import build_model
 
@@ -14,10 +19,10 @@ CASES = ["luffy", "sft", "rl_sft", "luffy, 2 updates, capped"]
 
 @pytest.fixture(scope="module")
 def of_two():
-    return processes.in_processes(2, CASES, ["float64"], list(processes.WRAPPERS))
+    return processes.in_processes(2, CASES, ["float64"], list(processes.EXACT))
 
 
-@pytest.mark.parametrize("wrapper", processes.WRAPPERS)
+@pytest.mark.parametrize("wrapper", processes.EXACT)
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one(case, wrapper, of_two):
     alone, ours = processes.train(processes.cases()[case], "float64"), of_two[case, "float64", wrapper]
@@ -29,9 +34,62 @@ def test_two_processes_train_as_one(case, wrapper, of_two):
         assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
 
 
+def imitated_by_hand():
+    """The weights after three steps of SFT as the textbook has it: the mean over all tokens of all traces, at once."""
+    model = processes.build_model("float64")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=processes.SETTINGS["sft.learning_rate"], weight_decay=0.0)
+    traces = [one for group in processes.build_groups() for one in group.rollouts if one.off_policy]
+    for _ in range(processes.STEPS):
+        logprobs = []
+        for trace in traces:
+            logits = model(input_ids=torch.tensor([[*trace.prompt_ids, *trace.completion_ids]])).logits[0]
+            of_completion = logits[len(trace.prompt_ids) - 1 : -1].log_softmax(-1)
+            logprobs.append(of_completion.gather(-1, torch.tensor(trace.completion_ids)[:, None]))
+        (-torch.cat(logprobs).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("wrapper", processes.EXACT)
+def test_every_token_of_every_micro_batch_counts_the_same(wrapper, of_two):
+    """What two published defects of SFT baselines got wrong (arXiv 2604.23747): see the next test."""
+    assert processes.largest_difference(imitated_by_hand(), of_two["sft", "float64", wrapper]["weights"]) < 1e-9
+
+
+def only_the_first_micro_batch(rounds):
+    yield next(rounds)
+
+
+def means_of_means(rounds):
+    for one in list(rounds):
+        tokens = sum(len(row.rollout.completion_ids) for row in one.rows)
+        yield Round([replace(row, weight=1 / tokens) for row in one.rows], one.blank, one.last)
+
+
+@pytest.mark.parametrize("defect", [only_the_first_micro_batch, means_of_means])
+def test_the_published_defects_would_be_seen(defect, monkeypatch):
+    rounds = Learner._rounds
+    monkeypatch.setattr(Learner, "_rounds", lambda self, rows: defect(rounds(self, rows)))
+    weights = processes.train(processes.cases()["sft"], "float64")["weights"]
+    assert processes.largest_difference(imitated_by_hand(), weights) > 1e-5
+
+
+@pytest.mark.slow
+def test_products_in_bfloat16_are_near_those_in_float32():
+    alone = processes.train(processes.cases()["luffy"], "float32")
+    found = processes.in_processes(2, ["luffy"], ["float32"], ["fsdp2 in bfloat16"])
+    ours = found["luffy", "float32", "fsdp2 in bfloat16"]
+    assert all(weight.dtype == torch.float32 for weight in ours["weights"].values())
+    before, after = (one["metrics"][0]["update/gradient_norm"] for one in (alone, ours))
+    assert before != after
+    assert after == pytest.approx(before, rel=0.05)
+
+
 @pytest.mark.slow
 def test_the_whole_table():
-    rows = processes.compare([2, 4], list(processes.cases()), ["float64", "float32"], list(processes.WRAPPERS))
+    rows = processes.compare([2, 4], list(processes.cases()), ["float64", "float32"], processes.EXACT)
     assert not [row for row in rows if not row["equal"]]
 
 

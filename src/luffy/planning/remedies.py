@@ -87,4 +87,4 @@ def _least(plan: Plan) -> float:
 
 
 def _sharding(plan: Plan) -> tuple[str, ...]:
-    return () if plan.fits("ddp") else ("parallel.strategy=fsdp",)
+    return () if plan.fits("ddp") else ("parallel.sharding=full",)

@@ -82,7 +82,7 @@ class WholeState:
     @classmethod
     def of(cls, learner: Learner) -> WholeState:
         """Gather it; where the weights are split over processes, all of them take part."""
-        return cls(learner.whole_weights(), learner.whole_moments())
+        return cls(learner.wrapper.whole_weights(), learner.wrapper.whole_moments(learner.optimizer))
 
 
 def save_checkpoint(

@@ -14,16 +14,13 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 
 from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss
 from luffy.config import Config
@@ -34,30 +31,22 @@ from luffy.policy import (
     MicroBatch,
     Scorer,
     TokenScores,
-    deal_rows,
     padding_fraction,
     pick_autocast,
 )
 from luffy.policy.adapters import adapter_disabled, has_adapter
 from luffy.policy.precision import Autocast
-from luffy.policy.sharding import clip_gradients, is_split, shard, whole, whole_weights
+from luffy.policy.sharding import clip_gradients
+from luffy.training.dealing import Round, deal, rounds
 from luffy.training.draw import seed_of
 from luffy.training.rows import Row, TokenTable, reinforcement_rows, supervised_rows, texts
 from luffy.training.schedule import learning_rate
 from luffy.training.world import ALONE, World
+from luffy.training.wrapper import Wrapper
 from luffy.types import Group, Rollout
 
 Metrics = dict[str, float]
 BAD_STEPS_IN_A_ROW = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """A micro-batch of this process, while the others compute theirs."""
-
-    rows: list[Row]
-    blank: bool  # there is no row left for this process: what it computes does not count
-    last: bool  # gradients are sent at its end
 
 
 class Learner:
@@ -69,11 +58,10 @@ class Learner:
         self.method = METHODS[config.method]
         self.policy = loaded.model
         self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
-        self.module: Any = None  # the scorer, wrapped for several processes
-        self.sharded = world.size > 1 and config.parallel.sharding == "full"
         self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = _scorer(loaded, config, self.autocast)
         self.reference = _reference(loaded, config, self.autocast) if config.objective.kl_coefficient else None
+        self.wrapper = Wrapper(self.scorer, self.reference, config, world)
         self.tokens_trained = 0
         self.skipped_in_a_row = 0
         self.phase_begin = -1  # no phase has begun
@@ -83,9 +71,7 @@ class Learner:
         settings = self.config.optimizer
         self.peak = settings.learning_rate if phase == "rl" else self.config.sft.learning_rate
         self.phase, self.phase_begin, self.phase_steps = phase, begin, steps
-        if self.module is None:
-            with self.world.lost_are_named():
-                self.module = self._wrap()
+        self.wrapper.wrap(self.accelerator)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
             lr=self.peak,
@@ -111,45 +97,7 @@ class Learner:
         """Supervised learning: every token of the traces weighs the same. step: from 0 within the phase."""
         return self._steps([supervised_rows(traces, self.config, coefficient=1.0)], step)
 
-    def whole_weights(self) -> dict[str, Tensor]:
-        """The policy's weights by name; split ones are gathered, by all processes, and kept by the one that writes."""
-        if not is_split(self.policy):
-            return dict(self.policy.state_dict())
-        with self.world.lost_are_named():
-            return self._kept(whole_weights(self.policy))
-
-    def whole_moments(self) -> dict[str, Tensor]:
-        """AdamW's moments as `index.name`, index: place of the parameter in the optimizer; gathered likewise."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        with self.world.lost_are_named():
-            return self._kept(
-                (f"{index}.{name}", whole(value.detach()))
-                for index, parameter in enumerate(parameters)
-                for name, value in self.optimizer.state.get(parameter, {}).items()
-            )
-
-    def _kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """On the CPU, by the process that writes; tensors that are one stay one, so that a file holds them once."""
-        kept: dict[str, Tensor] = {}
-        moved: dict[int, tuple[Tensor, Tensor]] = {}  # the original, too, so that its id stays its own
-        for name, tensor in tensors:
-            if self.world.main:
-                kept[name] = moved.setdefault(id(tensor), (tensor, tensor.cpu().contiguous()))[1]
-        return kept
-
     # -- optimizer steps
-
-    def _wrap(self) -> Any:
-        """The scorer, wrapped so that gradients are summed over all processes, from the first one's weights on."""
-        if not self.sharded:
-            return self.accelerator.prepare(self.scorer)
-        mesh = init_device_mesh(self.policy.device.type, (self.world.size,))
-        param_dtype = torch.bfloat16 if self.config.parallel.param_dtype == "bfloat16" else None
-        for scorer in filter(None, (self.scorer, self.reference)):
-            for weight in {id(one): one for one in scorer.state_dict(keep_vars=True).values()}.values():
-                dist.broadcast(weight.detach(), src=0)
-            shard(scorer, mesh, param_dtype)
-        return self.scorer
 
     def _steps(self, batches: Sequence[list[Row]], step: int) -> Metrics:
         started, tokens_before = time.perf_counter(), self.tokens_trained
@@ -172,10 +120,9 @@ class Learner:
         self.policy.train(self.config.policy.gradient_checkpointing or self.config.adapter.dropout > 0)
         own: dict[str, float] = defaultdict(float)
         for one in self._rounds(rows):
-            # split gradients are summed after every micro-batch: kept whole until the last, they would fill the memory
-            with nullcontext() if one.last or self.sharded else self.accelerator.no_sync(self.module):
+            with self.wrapper.sums(last=one.last):
                 loss, stats = self._loss(one.rows)
-                self.accelerator.backward(loss * (1 if self.sharded else self.world.size))  # DDP takes the mean
+                self.wrapper.backward(loss)
             if not one.blank:
                 own["loss"] += loss.item()
                 for name, value in stats.items():
@@ -189,23 +136,10 @@ class Learner:
         return {**measured, **applied, "padding_fraction": padding_fraction(everywhere)}
 
     def _rounds(self, rows: Sequence[Row]) -> Iterator[Round]:
-        """The micro-batches of this process, and blank ones until all processes have as many."""
-        dealt = self._deal(rows)
-        mine, count = dealt[self.world.rank], max(map(len, dealt))
-        for place in range(count):
-            blank = place >= len(mine)
-            chosen = [_blank_row(rows[0])] if blank else [rows[index] for index in mine[place].rows]
-            yield Round(chosen, blank, place == count - 1)
+        return rounds(rows, self._deal(rows), self.world.rank)
 
     def _deal(self, rows: Sequence[Row]) -> list[list[MicroBatch]]:
-        """The micro-batches of each process, by the rows' indices."""
-        prompts, completions = texts(rows)
-        dealt = []
-        for share in deal_rows(prompts, completions, self.world.size):
-            of_share = [prompts[row] for row in share], [completions[row] for row in share]
-            batches = self.scorer.micro_batches(*of_share, self.config.policy.token_budget) if share else []
-            dealt.append([replace(batch, rows=[share[place] for place in batch.rows]) for batch in batches])
-        return dealt
+        return deal(rows, self.scorer, self.world.size, self.config.policy.token_budget)
 
     def _apply_gradient(self, step: int, numbers: float) -> dict[str, float]:
         """Take the step, unless its gradient is not finite, or `numbers`: the loss and what it was made of."""
@@ -218,8 +152,7 @@ class Learner:
             group["lr"] = learning_rate(
                 step, peak=self.peak, schedule=schedule, warmup_steps=warmup, steps=self.phase_steps
             )
-        if self.sharded:
-            self.module.reshard()  # where nothing but scoring went before, the root's weights are still whole
+        self.wrapper.settle()
         for parameter in self.policy.parameters():  # no row may have contributed: a gradient of zero, not of None
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -293,7 +226,7 @@ class Learner:
         loss: Loss | None = None,
     ) -> TokenScores:
         wanted = self.config.objective.entropy_coefficient > 0 if entropy_gradient is None else entropy_gradient
-        scores: TokenScores = (scorer or self.module)(
+        scores: TokenScores = (scorer or self.wrapper.module)(
             *texts(rows),
             temperature=1.0 if self.phase == "sft" else self.config.rollout.temperature,
             entropy_gradient=wanted,
@@ -319,13 +252,6 @@ class Learner:
             return None
         with adapter_disabled(self.reference.model):
             return self._score(rows, self.reference, entropy_gradient=False).logprobs
-
-
-def _blank_row(row: Row) -> Row:
-    """A row of two tokens and of no weight, of the kind of `row`."""
-    token = row.rollout.completion_ids[:1]
-    rollout = replace(row.rollout, prompt_ids=token, completion_ids=token, behavior_logprobs=[0.0])
-    return replace(row, rollout=rollout, advantage=0.0, weight=0.0, old_logprobs=None)
 
 
 def _scorer(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:

@@ -138,7 +138,7 @@ class Recorder:
         """Evaluate, and leave the trained model."""
         self.evaluate()
         self._count_seconds()
-        weights = self.parts.learner.whole_weights()
+        weights = self.parts.learner.wrapper.whole_weights()
         if self._writes:
             if has_adapter(self.parts.loaded.model):
                 write_folder_whole(self.folder.path / "adapter", self._fill_adapter)

@@ -69,7 +69,7 @@ class Run:
         pool = self.graders.pool()
         problems, self.traces = prepare_data(self.config, self.source, loaded, pool.verify_all)
         self.learner = Learner(loaded, self.config, self.world)
-        self.engine = open_engine(self.config, loaded, self.learner.autocast, sharded=self.learner.sharded)
+        self.engine = open_engine(self.config, loaded, self.learner.autocast, sharded=self.learner.wrapper.sharded)
         self.checkpoint, progress = self.world.from_main(self._take_up)
         if self.checkpoint:
             load_weights(self.checkpoint, loaded, self.world)

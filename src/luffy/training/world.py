@@ -7,6 +7,7 @@ thread while the gradients are summed up, so collecting has a group of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from luffy.config import Config
 from luffy.errors import ConfigError, LuffyError, RunError
+
+logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
@@ -136,10 +139,10 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or not _is_of_connection(error):
                 raise
-            raise LostProcessError(
-                f"another of the {self.size} processes has ended, or did not answer within "
-                f"parallel.timeout={self.timeout:g} seconds ({_first_line(error)})."
-            ) from None
+            logger.debug("a connection ended: %s", error)
+            late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+            what = f"did not answer within parallel.timeout={self.timeout:g} seconds" if late else "has ended"
+            raise LostProcessError(f"another of the {self.size} processes {what}.") from None
 
     @property
     def _timeout(self) -> timedelta:
