@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import luffy
 from luffy import load_config
+from luffy.training.checkpoint import list_checkpoints
 from small_runs import SMALL
 
 pytestmark = pytest.mark.slow
@@ -107,14 +108,14 @@ def start(launcher, recipe, run, *given):
 def wait_for_step(run, *jobs):
     """Wait until there is a checkpoint."""
     until = time.monotonic() + WAIT
-    while not list(run.glob("checkpoints/step-*/state.json")):
+    while not list_checkpoints(run):
         assert all(job.process.poll() is None for job in jobs), [job.said() for job in jobs]
         assert time.monotonic() < until, [job.said() for job in jobs]
         time.sleep(0.05)
 
 
 def steps_done(run):
-    return max(int(path.parent.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*/state.json"))
+    return int(list_checkpoints(run)[-1].name.removeprefix("step-"))
 
 
 def go_on(run, steps):
