@@ -14,6 +14,7 @@ from luffy.config import Config
 from luffy.data import HOLDOUT, LoadedProblems, hold_out, load_training_problems
 from luffy.errors import DataError, RunError
 from luffy.evaluation import describe_overlap, load_benchmarks
+from luffy.planning.shortage import shortage_explained
 from luffy.reward.graders import Graders
 from luffy.training.clock import Clock
 from luffy.training.collector import Batch
@@ -84,9 +85,11 @@ def _train_in(
 
 
 def _train_and_account(run: Run) -> RunSummary:
-    run.prepare()
+    with shortage_explained(run.config):
+        run.prepare()
     try:
-        return _train(run)
+        with shortage_explained(run.config):
+            return _train(run)
     except RunError as error:
         raise run.recorder.failed(error) from None
     finally:
