@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from luffy.config import Config, PolicyConfig
 from luffy.errors import ConfigError, ModelError, RunError
 from luffy.policy import LoadedModel, context_of, extend_context, model_folder
+from luffy.policy.sharding import whole
 from luffy.rollout.engine import Sampling
 from luffy.types import Completion
 
@@ -192,9 +193,9 @@ def pack_tied_heads(model: Module) -> None:
 
 
 def _weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights, one at a time; tied ones once."""
+    """Names and weights, one at a time, gathered where they are split over processes; tied ones once."""
     for name, weight in policy.named_parameters():
-        yield name, weight.detach()
+        yield name, whole(weight.detach())
 
 
 def _bytes(gib: float | None) -> int | None:
