@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 from tests.fake_server import Raw, chat, serving
@@ -126,11 +127,12 @@ def test_an_address_that_is_none(url):
 
 
 def test_many_at_a_time_but_not_more_and_each_once():
-    gate = threading.Event()
-    threading.Timer(0.3, gate.set).start()
+    four = threading.Barrier(4)
 
     def respond(request, number):
-        gate.wait(5)
+        if number < 4:  # all four are there, and a fifth would have time to come
+            four.wait(30)
+            time.sleep(0.2)
         return chat(str(request["seed"]))
 
     with serving(respond) as server, EndpointClient(server.url, "m", concurrency=4) as client:

@@ -9,7 +9,7 @@ import torch
 from luffy.config import Config
 from luffy.errors import ConfigError, RunError
 from luffy.rollout import Sampling
-from luffy.rollout.vllm_engine import seed_of_prompt
+from luffy.rollout.vllm_settings import seed_of_prompt
 from small_engines import HAS_VLLM, PROMPTS, TOLERANCE, build_policy, gap, needs_vllm, open_vllm
 
 

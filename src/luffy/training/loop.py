@@ -61,13 +61,14 @@ def train(
 
 
 def _train_and_account(run: Run) -> RunSummary:
-    run.prepare()
     try:
-        return _train(run)
-    except RunError as error:
-        raise run.recorder.failed(error) from None
+        run.prepare()
+        try:
+            return _train(run)
+        except RunError as error:
+            raise run.recorder.failed(error) from None
     finally:
-        run.engine.close()
+        run.close()
 
 
 def _train(run: Run) -> RunSummary:

@@ -73,6 +73,10 @@ def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast) -> Engi
         from luffy.rollout.vllm_engine import VllmEngine
 
         return VllmEngine(config, loaded)
+    if config.rollout.engine == "vllm_server":
+        from luffy.rollout.vllm_server import VllmServerEngine
+
+        return VllmServerEngine(config, loaded)
     return TransformersEngine(
         _generating_model(config, loaded.model, autocast),
         eos_ids=loaded.eos_ids,

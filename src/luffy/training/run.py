@@ -11,6 +11,7 @@ from luffy.data import LoadedProblems
 from luffy.evaluation import Benchmark
 from luffy.policy import load_model
 from luffy.reward.graders import Graders
+from luffy.rollout import Engine
 from luffy.training.checkpoint import Progress, load_optimizer, load_weights, read_progress, take_up_checkpoint
 from luffy.training.draw import draw
 from luffy.training.groups import trace_rollout
@@ -81,6 +82,12 @@ class Run:
         else:
             self.recorder.evaluate()
         self.recorder.summarise("running")
+
+    def close(self) -> None:
+        """Free what the engine holds, if it was opened."""
+        engine: Engine | None = getattr(self, "engine", None)  # absent where preparing failed before
+        if engine is not None:
+            engine.close()
 
     def steps_left(self) -> Iterator[Step]:
         """The steps not yet done; each phase begins with an optimizer of its own."""
