@@ -173,7 +173,7 @@ def delete_weights(jobs: Sequence[Job]) -> None:
 
 
 def keep(output: Path) -> None:
-    """Copy the numbers that are there to docs/results/smollm2/, without rollouts and completions."""
+    """Copy the numbers of finished runs to docs/results/smollm2/, without rollouts and completions."""
     KEPT.mkdir(parents=True, exist_ok=True)
     comparison = output / "comparison"
     kept = [write_tuning(output)]
@@ -181,16 +181,16 @@ def keep(output: Path) -> None:
         kept += [write_comparison(comparison), write_picture(comparison, comparison / "picture.png")]
     for path in kept:
         shutil.copy(path, KEPT / path.name)
-    for run_folder in sorted(comparison.glob("*/seed-*/")):
+    for run_folder in sorted(path.parent for path in comparison.glob("*/seed-*/summary.json")):
+        summary = json.loads((run_folder / "summary.json").read_text())
+        if summary["status"] != "finished":
+            continue
         target = KEPT / "runs" / run_folder.parent.name / run_folder.name
         target.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
-            if (run_folder / name).exists():
-                shutil.copy(run_folder / name, target / name)
-        if (run_folder / "summary.json").exists():
-            summary = json.loads((run_folder / "summary.json").read_text())
-            summary["output"] = str(run_folder.relative_to(output))  # and not where on this machine
-            write_whole(target / "summary.json", json.dumps(summary, indent=2) + "\n")
+            shutil.copy(run_folder / name, target / name)
+        summary["output"] = str(run_folder.relative_to(output))  # and not where on this machine
+        write_whole(target / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def write_tables() -> None:

@@ -456,6 +456,65 @@ def doctor(
     raise typer.Exit(1 if missing else 0)
 
 
+@application.command()
+def plan(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="YAML file, or config.yaml of a run.", autocompletion=complete_recipe)
+    ] = None,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 1,
+    gpu: Annotated[str | None, typer.Option(help="A100-80, H100, ...; without it: this machine.")] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    price: Annotated[float | None, typer.Option(min=0, help="Dollars a GPU and hour.")] = None,
+    mean_tokens: Annotated[float | None, typer.Option(min=1, help="Tokens of a completion on average.")] = None,
+    utilisation: Annotated[float | None, typer.Option(min=0.01, max=1, help="Share of the peak in an update.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's rates first; a minute.")] = False,
+    rates: Annotated[Path | None, typer.Option(help="File of measured rates; default: in the user's cache.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Memory, time and cost of a recipe before anything is started; what to change if it does not fit.
+
+    Exit status 0 if it fits, 1 if not.
+
+    [dim]luffy plan recipes/miniature.yaml
+    luffy plan recipes/paper/qwen2.5-math-7b.yaml --gpus 8 --gpu A100-80 --price 2[/]
+    """
+    from dataclasses import replace
+
+    from luffy.planning import find_device, find_remedies, make_plan, plan_tables, this_machine
+    from luffy.planning.show import plan_lines
+
+    if (gpus > 1 or nodes > 1) and gpu is None:
+        raise ConfigError("--gpus and --nodes need --gpu NAME: of which device?")
+    if measure:
+        from luffy.planning.measure import measure_machine
+
+        measured = measure_machine(rates)
+        messages.print(_plain(measured), soft_wrap=True, highlight=False)
+    if recipe is None:
+        if not measure:
+            raise ConfigError("RECIPE is missing: for example `luffy plan recipes/miniature.yaml`.")
+        return
+    device = this_machine(rates) if gpu is None else find_device(gpu)
+    device = replace(device, utilisation=utilisation) if utilisation else device
+    made = make_plan(
+        load_config(recipe, overrides or []), device, gpus * nodes, gpu=gpu is not None, price=price,
+        mean_tokens=mean_tokens,
+    )  # fmt: skip
+    remedy = None if made.ok else find_remedies(made)
+    if as_json:
+        _print_json(made.to_json() | {"remedy": list(remedy.settings) if remedy else None})
+    else:
+        for table in plan_tables(made):
+            results.print(table)
+        for line in plan_lines(made):
+            results.print(_plain(line), soft_wrap=True, highlight=False)
+        if not made.ok:
+            change = f"it does with {' '.join(remedy.settings)}" if remedy else "no setting that is known here helps"
+            results.print(_plain(f"It does not fit; {change}."), soft_wrap=True, highlight=False)
+    raise typer.Exit(0 if made.ok else 1)
+
+
 @data_commands.command("prepare")
 def prepare_data(
     name: Annotated[str, typer.Argument(help="A public set, `miniature`, or `reasoning-gym:TASK`.")],

@@ -319,6 +319,17 @@ class PolicyConfig(Section):
     allow_pickle: bool = Field(False, description="Load weights that are stored as pickles, which can run code.")
 
 
+class AdapterConfig(Section):
+    """Low-rank adapters (LoRA): small matrices that are trained in place of the model's weights."""
+
+    rank: Count | None = Field(None, description="Rank of the adapter; empty: none, all weights are trained.")
+    alpha: Positive = Field(32.0, description="The adapter's part is multiplied by alpha / rank.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout before the adapter, in the update alone; 0 learns from what sampled."
+    )
+    targets: Names = Field((), description="Names of the linear layers that get one; empty: all of the blocks.")
+
+
 class EvaluationConfig(Section):
     """What is measured, when, and how it is sampled."""
 
@@ -388,6 +399,7 @@ class Config(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     sft: SFTConfig = Field(default_factory=SFTConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Per method: `dotted.key: value` that replace the above when it is chosen."

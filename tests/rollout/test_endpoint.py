@@ -127,12 +127,11 @@ def test_an_address_that_is_none(url):
 
 
 def test_many_at_a_time_but_not_more_and_each_once():
-    four = threading.Barrier(4)
+    gate = threading.Barrier(4)
 
     def respond(request, number):
-        if number < 4:  # all four are there, and a fifth would have time to come
-            four.wait(30)
-            time.sleep(0.2)
+        gate.wait(30)  # for three others: fewer at a time would never get on
+        time.sleep(0.05)  # for a fifth, if it should come
         return chat(str(request["seed"]))
 
     with serving(respond) as server, EndpointClient(server.url, "m", concurrency=4) as client:

@@ -96,8 +96,13 @@ class Scorer(torch.nn.Module):
     def paths(self) -> Paths:
         """What the model is found to allow, by a trial at the first use."""
         if self._paths is None:
-            with self._precision():
-                self._paths = self._try_paths()
+            training = self.model.training
+            self.model.eval()  # an adapter's dropout would make any two passes differ
+            try:
+                with self._precision():
+                    self._paths = self._try_paths()
+            finally:
+                self.model.train(training)
         return self._paths
 
     def _precision(self) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ Decisions, and why:
 - Prompts are padded on the left and batched by length under a budget of tokens.
 - Finished rows leave, so that one long completion does not keep the others computing; where there were too many prompts
   for the budget, the next ones enter then.
+- On a CPU, large weights are laid out for products of few rows (rollout/packed_linear.py).
 - Tokens are drawn by inverting the cumulative distribution at uniform noise, drawn per row and position beforehand:
   which rows share a batch, and when rows leave it, does not change what is sampled.
 """
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from luffy.errors import ModelError
 from luffy.policy import context_of
+from luffy.policy.adapters import merged_weights
 from luffy.rollout.decoding import Decoder, PlainDecoder, SharedPromptDecoder, pick_decoder
 from luffy.rollout.engine import Sampling
+from luffy.rollout.packed_linear import packed_linears
 from luffy.rollout.rows import DrawnTokens, Rows
 from luffy.rollout.sampling import draw_tokens
 from luffy.types import Completion
@@ -70,7 +73,8 @@ class TransformersEngine:
         was_training = self.model.training
         self.model.eval()
         try:
-            yield from self._stream(prompt_ids, n, sampling)
+            with packed_linears(self.model, sampling.max_tokens):
+                yield from self._stream(prompt_ids, n, sampling)
         finally:
             self.model.train(was_training)
 
@@ -175,7 +179,7 @@ class TransformersEngine:
 @torch.no_grad()
 def copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
     """Copy what `state_dict` holds, in place and into the target's dtypes; tied weights once. Raises ModelError."""
-    theirs, ours = source.state_dict(), target.state_dict()
+    theirs, ours = dict(merged_weights(source)), target.state_dict()
     lacking = sorted(theirs.keys() ^ ours.keys())
     different = [name for name in theirs.keys() & ours.keys() if theirs[name].shape != ours[name].shape]
     if lacking or different:

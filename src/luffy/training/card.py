@@ -67,6 +67,14 @@ def _facts(config: Config, progress: Progress, record: Mapping[str, Any]) -> lis
         f"- Verifier: `{shown_place(config.reward.kind)}`",
         f"- Steps: {progress.step} of {config.problems_per_step} problems, {config.rollout.group_size} rollouts each; "
         f"seed {config.seed}",
+        *(
+            [
+                f"- Adapter: LoRA of rank {config.adapter.rank}, alpha {config.adapter.alpha:g}; merged into these "
+                "weights, and kept beside them in the run's folder `adapter`"
+            ]
+            if config.adapter.rank is not None
+            else []
+        ),
         f"- Tokens trained: {progress.tokens_trained:,}; generated: {progress.tokens_generated:,}",
     ]
 

@@ -1,6 +1,7 @@
 """Checkpoints: enough to continue a run as if it had never stopped.
 
-    RUN/checkpoints/step-000050/model/               a Hugging Face folder
+    RUN/checkpoints/step-000050/model/               a Hugging Face folder, or
+    RUN/checkpoints/step-000050/adapter/             the adapter's weights, where one is trained
     RUN/checkpoints/step-000050/optimizer.safetensors  AdamW's moments
     RUN/checkpoints/step-000050/ahead.json             the next step's batch, where it was collected ahead
     RUN/checkpoints/step-000050/state.json             step, counters
@@ -31,6 +32,7 @@ from torch import Tensor
 from luffy.errors import RunError
 from luffy.files import write_folder_whole, writing
 from luffy.policy import LoadedModel
+from luffy.policy.adapters import has_adapter, load_adapter, plain_copy, save_adapter
 from luffy.training.learner import Learner
 
 logger = logging.getLogger(__name__)
@@ -86,7 +88,10 @@ def save_checkpoint(
         return
 
     def fill(folder: Path) -> None:
-        save_model(folder / "model", loaded)
+        if has_adapter(loaded.model):
+            save_adapter(folder / "adapter", loaded.model, "")
+        else:
+            save_model(folder / "model", loaded)
         save_file(_moments(learner.optimizer), folder / "optimizer.safetensors")
         if ahead is not None:
             (folder / "ahead.json").write_text(json.dumps(ahead), encoding="utf-8")
@@ -146,8 +151,9 @@ def describe_last(run: Path) -> str:
 
 
 def save_model(folder: Path, loaded: LoadedModel) -> None:
-    """Write model and tokenizer as a Hugging Face folder."""
-    loaded.model.save_pretrained(folder)
+    """Write model and tokenizer as a Hugging Face folder, an adapter merged into the weights."""
+    model = plain_copy(loaded.model) if has_adapter(loaded.model) else loaded.model
+    model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
 
 
@@ -181,6 +187,9 @@ def read_ahead(checkpoint: Path) -> dict[str, Any] | None:
 def load_weights(checkpoint: Path, loaded: LoadedModel) -> None:
     """Put the weights of a checkpoint into the model. Raises RunError when they cannot be read."""
     with _reading(checkpoint):
+        if has_adapter(loaded.model):
+            load_adapter(checkpoint / "adapter", loaded.model)
+            return
         saved = type(loaded.model).from_pretrained(
             checkpoint / "model", dtype=loaded.model.dtype, use_safetensors=True, local_files_only=True
         )

@@ -23,6 +23,7 @@ from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss
 from luffy.config import Config
 from luffy.errors import RunError
 from luffy.policy import LoadedModel, Loss, MicroBatch, Scorer, TokenScores, padding_fraction, pick_autocast
+from luffy.policy.adapters import adapter_disabled, has_adapter
 from luffy.policy.precision import Autocast
 from luffy.training.draw import seed_of
 from luffy.training.rows import Row, TokenTable, reinforcement_rows, supervised_rows, texts
@@ -96,7 +97,7 @@ class Learner:
 
     def _optimizer_step(self, rows: Sequence[Row], step: int) -> dict[str, float]:
         """One optimizer step on all rows, in micro-batches. Returns sums over its tokens."""
-        self.policy.train(self.config.policy.gradient_checkpointing)
+        self.policy.train(self.config.policy.gradient_checkpointing or self.config.adapter.dropout > 0)
         totals: dict[str, float] = defaultdict(float)
         micro_batches = self._micro_batches(rows)
         for batch in micro_batches:
@@ -223,7 +224,8 @@ class Learner:
     def _reference_logprobs(self, rows: Sequence[Row]) -> Tensor | None:
         if self.reference is None:
             return None
-        return self._score(rows, self.reference, entropy_gradient=False).logprobs
+        with adapter_disabled(self.reference.model):
+            return self._score(rows, self.reference, entropy_gradient=False).logprobs
 
 
 def _scorer(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
@@ -231,7 +233,9 @@ def _scorer(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
 
 
 def _reference(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
-    """A scorer on a copy that stays as it is."""
+    """A scorer on a copy that stays as it is; under an adapter the model itself, whose base does."""
+    if has_adapter(loaded.model):
+        return _scorer(loaded, config, autocast)
     frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
     return _scorer(replace(loaded, model=frozen), config, autocast)
 

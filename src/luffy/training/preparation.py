@@ -15,6 +15,7 @@ from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, EncodedTrace, LoadedProblems, prepare_problems
 from luffy.errors import DataError, ModelError
 from luffy.policy import LoadedModel, check_context
+from luffy.policy.adapters import has_adapter, plain_copy
 from luffy.policy.precision import Autocast
 from luffy.reward import Verdict
 from luffy.rollout import Engine, TransformersEngine
@@ -131,7 +132,8 @@ def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocas
         return policy
     try:
         device = torch.device(wanted.device) if wanted.device else policy.device
-        model = copy.deepcopy(policy).requires_grad_(False).to(device, dtype)
+        copied = plain_copy(policy) if has_adapter(policy) else copy.deepcopy(policy).requires_grad_(False)
+        model = copied.to(device, dtype)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"rollout.device={wanted.device} cannot be used: {reason}") from None

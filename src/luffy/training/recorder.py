@@ -18,9 +18,10 @@ from luffy.errors import EngineLostError, RunError
 from luffy.evaluation import Benchmark, EngineSampler, measure
 from luffy.files import write_folder_whole
 from luffy.policy import LoadedModel
+from luffy.policy.adapters import has_adapter, save_adapter
 from luffy.reward.graders import Graders
 from luffy.rollout import Engine
-from luffy.training.card import model_card
+from luffy.training.card import model_card, shown_place
 from luffy.training.checkpoint import Progress, Retention, describe_last, save_checkpoint, save_model
 from luffy.training.collector import Batch, Collector
 from luffy.training.first_batch import describe_mismatch
@@ -136,6 +137,8 @@ class Recorder:
         """Evaluate, and leave the trained model."""
         self.evaluate()
         self._count_seconds()
+        if has_adapter(self.parts.loaded.model):
+            write_folder_whole(self.folder.path / "adapter", self._fill_adapter)
         write_folder_whole(self.folder.path / "model", self._fill_model)
         return self.summarise("finished")
 
@@ -211,6 +214,9 @@ class Recorder:
         watched = self._first_watched()
         lines = [line for line in self.folder.evaluations() if line.get("set") == watched]
         return {line["step"]: value for line in lines for value in _accuracies(line)}
+
+    def _fill_adapter(self, folder: Path) -> None:
+        save_adapter(folder, self.parts.loaded.model, shown_place(self.config.model))
 
     def _fill_model(self, folder: Path) -> None:
         save_model(folder, self.parts.loaded)

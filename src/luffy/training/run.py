@@ -10,10 +10,11 @@ from luffy.config import Config
 from luffy.data import LoadedProblems
 from luffy.evaluation import Benchmark
 from luffy.policy import load_model
+from luffy.policy.adapters import add_adapter, check_adapter
 from luffy.reward.graders import Graders
 from luffy.rollout import Engine
 from luffy.training.checkpoint import Progress, load_optimizer, load_weights, read_progress, take_up_checkpoint
-from luffy.training.draw import draw
+from luffy.training.draw import draw, seed_of
 from luffy.training.groups import trace_rollout
 from luffy.training.learner import Learner
 from luffy.training.look import Look
@@ -58,7 +59,10 @@ class Run:
     def prepare(self) -> None:
         """Load model, data and benchmarks; take up the newest whole checkpoint, or evaluate the base."""
         began = time.perf_counter()
+        check_adapter(self.config.adapter)
         loaded = load_model(self.config.model, self.config.policy)
+        if self.config.adapter.rank is not None:
+            add_adapter(loaded.model, self.config.adapter, seed=seed_of("adapter", self.config.seed))
         pool = self.graders.pool()
         problems, self.traces = prepare_data(self.config, self.source, loaded, pool.verify_all)
         self.learner = Learner(loaded, self.config)

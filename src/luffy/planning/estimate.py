@@ -1,0 +1,78 @@
+"""A plan: memory, work, time and cost of a recipe on given devices."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luffy.config import Config
+from luffy.planning.devices import Device
+from luffy.planning.memory import HEADROOM, Memory, Strategy, estimate_memory
+from luffy.planning.shape import ModelShape, read_shape
+from luffy.planning.work import Lengths, Seconds, Work, assume_lengths, count_work, time_step
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a recipe needs on `devices` of one kind."""
+
+    config: Config
+    shape: ModelShape
+    device: Device
+    devices: int
+    gpu: bool
+    memory: dict[Strategy, Memory]
+    lengths: Lengths
+    work: Work
+    seconds: Seconds
+    price: float | None  # a device and hour
+
+    def fits(self, strategy: Strategy) -> bool:
+        """Whether the peak leaves the headroom free."""
+        return self.memory[strategy].peak <= (1 - HEADROOM) * self.device.memory
+
+    @property
+    def ok(self) -> bool:
+        """Whether any strategy fits."""
+        return any(map(self.fits, self.memory))
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        return self.seconds.step * self.config.steps / 3600
+
+    @property
+    def cost(self) -> float | None:
+        """Of the whole run."""
+        return None if self.price is None else self.hours * self.devices * self.price
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; memory in bytes."""
+        memory = {name: asdict(one) | {"peak": one.peak, "fits": self.fits(name)} for name, one in self.memory.items()}
+        return {
+            "fits": self.ok,
+            "model": self.config.model,
+            "parameters": self.shape.parameters,
+            "device": asdict(self.device),
+            "devices": self.devices,
+            "memory": memory,
+            "lengths": asdict(self.lengths),
+            "work": asdict(self.work),
+            "seconds": asdict(self.seconds) | {"step": self.seconds.step},
+            "hours": self.hours,
+            "cost": self.cost,
+        }
+
+
+def make_plan(
+    config: Config, device: Device, devices: int = 1, *, gpu: bool, price: float | None = None,
+    mean_tokens: float | None = None,
+) -> Plan:  # fmt: skip
+    """Plan a run. gpu: whether the device is one. mean_tokens: of a completion. Raises ModelError."""
+    shape = read_shape(config.model)
+    strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if devices > 1 else ("ddp",)
+    memory = {one: estimate_memory(shape, config, devices=devices, strategy=one, gpu=gpu) for one in strategies}
+    lengths = assume_lengths(config, rollout=mean_tokens)
+    work = count_work(shape, config, lengths)
+    seconds = time_step(shape, config, lengths, work, device, devices, gpu=gpu)
+    return Plan(config, shape, device, devices, gpu, memory, lengths, work, seconds, price)

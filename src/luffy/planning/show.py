@@ -1,0 +1,70 @@
+"""A plan as tables that fit on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from luffy.planning.estimate import Plan
+from luffy.planning.memory import HEADROOM
+
+PARTS = {
+    "weights": "weights",
+    "optimizer": "optimizer states",
+    "reference": "reference model",
+    "engine": "engine's copy",
+    "gradients": "update: gradients",
+    "exchange": "update: buckets, gathered layers",
+    "activations": "update: activations",
+    "logits": "update: logits chunk, head's gradient",
+    "cache": "generation: keys and values",
+    "sampling": "generation: logits of a token",
+}
+
+
+def plan_tables(plan: Plan) -> Iterator[Table]:
+    """Memory by part, then work, time and cost."""
+    memory = Table("memory on each device, GB", *plan.memory, box=SIMPLE)
+    for key, label in PARTS.items():
+        values = [getattr(one, key) for one in plan.memory.values()]
+        if any(values):
+            memory.add_row(label, *(_gigabytes(value) for value in values))
+    memory.add_row("peak: what stays and the larger of the two", *(_gigabytes(m.peak) for m in plan.memory.values()))
+    memory.add_row("device", *[_gigabytes(plan.device.memory)] * len(plan.memory))
+    memory.add_row(f"fits, {HEADROOM:.0%} left free", *("yes" if plan.fits(one) else "no" for one in plan.memory))
+    yield memory
+    work, seconds = plan.work, plan.seconds
+    table = Table("a step", "tokens", "TFLOP", "seconds", box=SIMPLE)
+    trained = f"{work.trained_rollouts:,.0f} of rollouts, {work.trained_traces:,.0f} of traces"
+    if work.generated:
+        generation = f"{work.generation_flops / 1e12:.3g}"
+        table.add_row("generation", f"{work.generated:,.0f}", generation, f"{seconds.generation:.3g}")
+    table.add_row("update", trained, f"{work.update_flops / 1e12:.3g}", f"{seconds.update:.3g}")
+    table.add_row("optimizer", "", "", f"{seconds.optimizer:.3g}")
+    if seconds.exchange:
+        table.add_row("exchange of gradients", "", "", f"{seconds.exchange:.3g}")
+    table.add_row("step", "", "", f"{seconds.step:.3g}")
+    yield table
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """What the figures rest on, and what the run takes."""
+    device = plan.device
+    size = f"{plan.shape.parameters / 1e6:,.4g} million parameters"
+    yield f"{plan.config.model}: {size} on {plan.devices} x {device.name}."
+    yield (
+        f"{plan.config.steps} steps: {plan.hours:.3g} hours, {plan.hours * plan.devices:.3g} device hours"
+        + (f", {plan.cost:,.2f} dollars at {plan.price:g} a device and hour" if plan.cost is not None else "")
+        + ", without evaluations, checkpoints and starting."
+    )
+    yield f"Lengths: {plan.lengths.source}."
+    yield (
+        f"Rates: {device.flops / 1e12:.4g} TFLOP/s, of which {device.utilisation:.0%} in an update; "
+        f"{device.bandwidth / 1e9:.4g} GB/s, of which {device.decode_utilisation:.0%} in decoding ({device.source})."
+    )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g}"

@@ -1,0 +1,153 @@
+"""The arithmetic of `luffy plan`: against numbers worked out by hand, and against what torch counts."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from typer.testing import CliRunner
+
+from luffy.cli import application
+from luffy.config import load_config
+from luffy.errors import ConfigError, ModelError
+from luffy.planning import estimate_memory, find_device, find_remedies, make_plan, read_shape
+from luffy.planning.memory import kept_a_token, micro_batch_tokens
+from luffy.planning.shape import KNOWN, shape_of
+from luffy.planning.work import Lengths, count_work
+from luffy.policy import Scorer, split_packed
+from tiny_models import SHAPE
+
+GPT2 = GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+
+
+def models():
+    return {
+        "llama": LlamaForCausalLM(LlamaConfig(**SHAPE)),
+        "qwen": Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
+        "gpt2": GPT2LMHeadModel(GPT2),
+    }
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])
+def test_parameters_are_those_of_the_model(kind):
+    model = models()[kind]
+    assert shape_of(model.config.to_dict()).parameters == sum(one.numel() for one in model.parameters())
+
+
+def test_the_published_sizes():
+    millions = {name: round(shape_of(config).parameters / 1e6) for name, config in KNOWN.items()}
+    assert millions["Qwen/Qwen2.5-Math-7B"] == 7616
+    assert millions["Qwen/Qwen2.5-Math-1.5B"] == 1544
+    assert millions["Qwen/Qwen2.5-0.5B-Instruct"] == 494
+    assert millions["meta-llama/Llama-3.1-8B"] == 8030
+
+
+def kept_numbers(model, tokens):
+    """Numbers that torch keeps for the backward pass of the model's layers, weights not counted."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.is_floating_point():
+            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    scorer = Scorer(model, pad_id=0, chunk_elements=2**24)
+    assert scorer.paths.packed
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        states, _ = scorer._states([[1]], [[2 + place % 30 for place in range(tokens)]])
+        assert states.requires_grad
+        return sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])
+def test_a_layer_keeps_as_many_numbers_as_torch_keeps(kind):
+    tokens, counts = 48, {}
+    for layers in (1, 3):
+        torch.manual_seed(0)
+        model = models()[kind]
+        config = model.config
+        config.num_hidden_layers = layers
+        if hasattr(config, "layer_types") and config.layer_types:
+            config.layer_types = config.layer_types[:1] * layers
+        counts[layers] = kept_numbers(type(model)(config).eval(), tokens)
+    measured = (counts[3] - counts[1]) / 2 / tokens
+    assert kept_a_token(shape_of(config.to_dict())) == pytest.approx(measured, rel=0.1)
+
+
+def test_largest_micro_batch_is_that_of_the_update():
+    prompts, completions = [3, 5], [[4, 9, 2], [7, 7, 20]]
+    groups = list(enumerate(zip(prompts, completions, strict=True)))
+    rows = [([number] * prompt, [1] * length) for number, (prompt, group) in groups for length in group]
+    for budget in (10, 16, 30, 100):
+        batches = split_packed([prompt for prompt, _ in rows], [one for _, one in rows], budget)
+        assert micro_batch_tokens(prompts, completions, budget) == max(batch.computed for batch in batches)
+
+
+def test_what_stays_is_sixteen_bytes_a_parameter_and_sharding_divides_it():
+    shape, config = read_shape("miniature"), load_config(None, {"objective.kl_coefficient": 0.1})
+    one, eight = (estimate_memory(shape, config, devices=n, strategy="fsdp") for n in (1, 8))
+    assert one.weights + one.gradients + one.optimizer == 16 * shape.parameters
+    assert one.reference == 4 * shape.parameters
+    assert eight.weights * 8 == one.weights
+    assert eight.engine == 4 * shape.parameters  # what generates is whole on each device
+    assert estimate_memory(shape, config, devices=2).exchange == 4 * shape.parameters  # the buckets of DDP
+
+
+def test_checkpointing_lowers_activations_alone():
+    shape = read_shape("Qwen/Qwen2.5-0.5B-Instruct")
+    plain, less = (
+        estimate_memory(shape, load_config(None, {"policy.gradient_checkpointing": on})) for on in (False, True)
+    )
+    assert less.activations < plain.activations / 5
+    assert asdict(less) | {"activations": 0} == asdict(plain) | {"activations": 0}
+
+
+def test_operations_of_a_step_by_hand():
+    shape = read_shape("miniature")
+    config = load_config(None, {"method": "on_policy", "problems_per_step": 2, "rollout.group_size": 3})
+    work = count_work(shape, config, Lengths(10, 20, 0, ""))
+    body, head = 3 * shape.layer_parameters, 24 * 128
+    assert (work.generated, work.prompts, work.trained_traces) == (120, 20, 0)
+    attention = 4 * 3 * 128 * 120 * 10
+    assert work.update_flops == 3 * (2 * body * 140 + attention) + 6 * head * 120
+
+
+def test_remedies_make_it_fit():
+    config = load_config(None, {"model": "Qwen/Qwen2.5-Math-7B", "policy.token_budget": 32768})
+    plan = make_plan(config, find_device("a100-80"), 8, gpu=True)
+    assert not plan.ok
+    remedy = find_remedies(plan)
+    assert remedy is not None
+    given = [one for one in remedy.settings if "=" in one and not one.startswith("parallel")]
+    changed = load_config(None, ["model=Qwen/Qwen2.5-Math-7B", "policy.token_budget=32768", *given])
+    devices = next((int(one.split()[1]) for one in remedy.settings if one.startswith("--gpus")), 8)
+    assert make_plan(changed, plan.device, devices, gpu=True).ok
+
+
+def test_nothing_helps_where_the_weights_alone_are_too_large_for_this_machine():
+    config = load_config(None, {"model": "Qwen/Qwen2.5-Math-7B"})
+    device = find_device("A10")
+    assert find_remedies(make_plan(config, device, 1, gpu=False)) is None
+
+
+def test_command_says_whether_it_fits(tmp_path):
+    fits = CliRunner().invoke(application, ["plan", "recipes/miniature.yaml", "--json"])
+    assert fits.exit_code == 0, fits.output
+    assert json.loads(fits.stdout)["fits"] is True
+    recipe = tmp_path / "large.yaml"
+    recipe.write_text("model: meta-llama/Llama-3.1-8B\n")
+    refused = CliRunner().invoke(application, ["plan", str(recipe), "--gpu", "A100-80", "--price", "1"])
+    assert refused.exit_code == 1
+    assert "It does not fit; it does with" in refused.stdout
+
+
+def test_unknown_devices_and_models_are_named():
+    with pytest.raises(ConfigError, match="Did you mean 'A100-80'"):
+        find_device("A100-8")
+    with pytest.raises(ModelError, match="names no 'hidden_size'"):
+        shape_of({"num_attention_heads": 2}, "odd")
+    result = CliRunner().invoke(application, ["plan", "recipes/miniature.yaml", "--gpus", "8"])
+    assert isinstance(result.exception, ConfigError)
