@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -51,6 +52,7 @@ class VllmServer:
             limits=httpx2.Limits(max_connections=CONNECTIONS),
         )
         self._closed = threading.Event()
+        self._said = -math.inf  # when the log last had a word of trouble
 
     def close(self) -> None:
         """End pauses and connections."""
@@ -85,8 +87,9 @@ class VllmServer:
                 if self._closed.is_set() or waited + pause > self.patience:
                     for_long = f"for {waited:.0f} s (rollout.vllm.patience={self.patience:g})"
                     raise EngineLostError(f"{what} failed {for_long}; {last}") from None
-                level = logging.DEBUG if longest < LONGEST_PAUSE else logging.WARNING
-                logger.log(level, "%s failed, tried again in %.1f s: %s.", what, pause, trouble)
+                if longest == LONGEST_PAUSE and time.monotonic() > self._said + pause / 2:  # one of many that wait
+                    self._said = time.monotonic()
+                    logger.warning("%s failed, tried again in %.1f s: %s.", what, pause, trouble)
             self._closed.wait(pause * random.uniform(0.8, 1.0))
             pause = min(2 * pause, longest)
 

@@ -23,16 +23,19 @@ GRACE = 20.0  # seconds for a server that is asked to end
 class LaunchedServer:
     """A child process that serves a model on this machine alone."""
 
-    def __init__(self, model: str, settings: Mapping[str, Any], log: Path) -> None:
-        """Start it; it takes a while until it answers. log: what it writes. Raises ModelError where it cannot start."""
+    def __init__(self, model: str, settings: Mapping[str, Any], log: Path, port: int | None = None) -> None:
+        """Start it; it takes a while until it answers.
+
+        log: what it writes. port: None: a free one. Raises ModelError where it cannot be started.
+        """
         self.log = log
-        self.url = f"http://127.0.0.1:{_free_port()}"
-        port = self.url.rpartition(":")[2]
+        port = port or _free_port()
+        self.url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "luffy.rollout.vllm_child", str(os.getpid())]
         try:
             with log.open("wb") as output:
                 self._process = subprocess.Popen(
-                    [*command, *serve_arguments(model, settings), "--host", "127.0.0.1", "--port", port],
+                    [*command, *serve_arguments(model, settings), "--host", "127.0.0.1", "--port", str(port)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -84,7 +87,7 @@ def serve_arguments(model: str, settings: Mapping[str, Any]) -> list[str]:
         option = "--" + name.replace("_", "-")
         if value is True:
             arguments.append(option)
-        elif value not in (None, False, {}):
+        elif value is not None and value is not False and value != {}:
             arguments += [option, json.dumps(value) if isinstance(value, dict) else str(value)]
     return arguments
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luffy.config import Config, PolicyConfig
 from luffy.errors import ConfigError
 from luffy.policy import LoadedModel, context_of, extend_context, model_folder
+from luffy.policy.adapters import merged_weights
 from luffy.rollout.engine import Sampling
 from luffy.types import Completion
 
@@ -115,9 +116,13 @@ def context_overrides(model: str, policy: PolicyConfig) -> dict[str, Any]:
 
 
 def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of the policy, one at a time; tied ones once."""
-    for name, weight in policy.named_parameters():
-        yield name, weight.detach()
+    """Names and weights of the policy, an adapter merged into them, one at a time; tied ones once."""
+    seen: set[int] = set()
+    own = {weight.data_ptr() for weight in policy.parameters()}  # what is merged is new, and may get a used address
+    for name, weight in merged_weights(policy):
+        if weight.data_ptr() not in seen:
+            seen |= {weight.data_ptr()} & own
+            yield name, weight.detach()
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import torch
 from luffy.algorithm import METHODS
 from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, EncodedTrace, LoadedProblems, prepare_problems
-from luffy.errors import DataError, ModelError
+from luffy.errors import ConfigError, DataError, ModelError
 from luffy.policy import LoadedModel, check_context
 from luffy.policy.adapters import has_adapter, plain_copy
 from luffy.policy.precision import Autocast
@@ -70,6 +70,11 @@ def prepare_data(
 
 def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast) -> Engine:
     """What generates: on the policy itself, or on a copy. autocast: type of the update's products, if not its own."""
+    if config.rollout.engine != "transformers" and _shares_the_work():
+        raise ConfigError(
+            f"rollout.engine={config.rollout.engine} is for one training process so far: set rollout.engine to "
+            "transformers, or processes to 1."
+        )
     if config.rollout.engine == "vllm":
         from luffy.rollout.vllm_engine import VllmEngine
 
@@ -144,3 +149,7 @@ def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocas
             policy.device,
         )
     return model
+
+
+def _shares_the_work() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
