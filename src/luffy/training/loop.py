@@ -85,15 +85,16 @@ def _train_in(
 
 
 def _train_and_account(run: Run) -> RunSummary:
-    with shortage_explained(run.config):
-        run.prepare()
     try:
         with shortage_explained(run.config):
-            return _train(run)
-    except RunError as error:
-        raise run.recorder.failed(error) from None
+            run.prepare()
+        try:
+            with shortage_explained(run.config):
+                return _train(run)
+        except RunError as error:
+            raise run.recorder.failed(error) from None
     finally:
-        run.engine.close()
+        run.close()
 
 
 def _train(run: Run) -> RunSummary:

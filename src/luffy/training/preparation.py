@@ -13,7 +13,7 @@ import torch
 from luffy.algorithm import METHODS
 from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, EncodedTrace, LoadedProblems, prepare_problems
-from luffy.errors import DataError, ModelError
+from luffy.errors import ConfigError, DataError, ModelError
 from luffy.policy import LoadedModel, check_context
 from luffy.policy.adapters import has_adapter, plain_copy
 from luffy.policy.precision import Autocast
@@ -74,10 +74,19 @@ def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast, *, shar
 
     sharded: the policy will be split over processes, so that none could generate with it by itself.
     """
+    if config.rollout.engine != "transformers" and _shares_the_work():
+        raise ConfigError(
+            f"rollout.engine={config.rollout.engine} is for one training process so far: set rollout.engine to "
+            "transformers, or processes to 1."
+        )
     if config.rollout.engine == "vllm":
         from luffy.rollout.vllm_engine import VllmEngine
 
         return VllmEngine(config, loaded)
+    if config.rollout.engine == "vllm_server":
+        from luffy.rollout.vllm_server import VllmServerEngine
+
+        return VllmServerEngine(config, loaded)
     return TransformersEngine(
         _generating_model(config, loaded.model, autocast, sharded),
         eos_ids=loaded.eos_ids,
@@ -146,3 +155,7 @@ def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocas
             policy.device,
         )
     return model
+
+
+def _shares_the_work() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luffy.config import Config, completion_format
 from luffy.data.prompts import format_in_use
-from luffy.errors import RunError
+from luffy.errors import EngineLostError, RunError
 from luffy.evaluation import Benchmark, EngineSampler, measure
 from luffy.files import write_folder_whole
 from luffy.policy import LoadedModel
@@ -124,6 +124,8 @@ class Recorder:
     def failed(self, error: RunError) -> RunError:
         """The error, completed by the checkpoint to go on from; leaves word of it, as far as the disk lets us."""
         with contextlib.suppress(RunError):
+            if isinstance(error, EngineLostError) and self._is_whole():
+                self._save_checkpoint()
             self.summarise("failed")
         return RunError(f"{error} {describe_last(self.folder.path)}")
 
@@ -165,6 +167,13 @@ class Recorder:
         self.progress.verifier_failures += sum(rollout.failure is not None for rollout in rollouts)
         self.progress.tokens_trained = self.parts.learner.tokens_trained
         self.progress.skipped_in_a_row = self.parts.learner.skipped_in_a_row
+        row = self.parts.collector.row
+        self.progress.problems_drawn, self.progress.solved = row.position, dict(row.visits)
+
+    def _is_whole(self) -> bool:
+        """Whether the policy is that of the newest recorded step, and this process may save it by itself."""
+        trained = self.parts.learner.tokens_trained
+        return self.parts.learner.world.size == 1 and self.progress.step > 0 and trained == self.progress.tokens_trained
 
     def _count_seconds(self) -> None:
         self.progress.seconds = self._seconds_before + time.perf_counter() - self._began
@@ -209,7 +218,6 @@ class Recorder:
         if not self._writes:
             return
         collector = self.parts.collector
-        self.progress.problems_drawn, self.progress.solved = collector.row.position, collector.row.visits
         self.folder.flush()
         keep = Retention(self.config.keep_checkpoints, self.config.keep_best_checkpoints, self._scores())
         ahead = collector.ready.record() if collector.ready else None

@@ -13,6 +13,7 @@ from luffy.evaluation import Benchmark
 from luffy.policy import load_model
 from luffy.policy.adapters import add_adapter, check_adapter
 from luffy.reward.graders import Graders
+from luffy.rollout import Engine
 from luffy.training.checkpoint import Progress, load_optimizer, load_weights, read_progress, take_up_checkpoint
 from luffy.training.draw import draw, seed_of
 from luffy.training.groups import trace_rollout
@@ -99,6 +100,12 @@ class Run:
     def _take_up(self) -> tuple[Path | None, Progress]:
         checkpoint = take_up_checkpoint(self.folder.path)
         return checkpoint, read_progress(checkpoint) if checkpoint else Progress()
+
+    def close(self) -> None:
+        """Free what the engine holds, if it was opened."""
+        engine: Engine | None = getattr(self, "engine", None)  # absent where preparing failed before
+        if engine is not None:
+            engine.close()
 
     def steps_left(self) -> Iterator[Step]:
         """The steps not yet done; each phase begins with an optimizer of its own."""
