@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: help demo test test-slow test-vllm lint coverage licences audit bench results clean
+.PHONY: help demo test test-slow test-vllm test-processes lint coverage licences audit bench plan-check results clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -68,6 +68,13 @@ bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and b
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/doubling.py
 	$(BIN)/python benchmarks/summary.py
+
+test-processes: $(READY) ## Several processes against one, DDP and FSDP2; launchers, kills, hangs, two machines on loopback.
+	$(BIN)/python benchmarks/processes.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/test_process_failures.py
+
+plan-check: $(READY) ## What `luffy plan` says of memory and time against what steps take here; a table. About ten minutes.
+	$(BIN)/python benchmarks/plan.py
 
 results: $(READY) ## Repeat docs/results.md: the search for the rates, the comparison (five seeds), the map over the dials.
 	$(BIN)/python benchmarks/describe_bases.py

@@ -45,6 +45,8 @@ FREE_KEYS = (
     "evaluation.",
     "methods",
     "tracker",
+    "processes",
+    "parallel.",
 )
 
 
@@ -319,6 +321,28 @@ class PolicyConfig(Section):
     allow_pickle: bool = Field(False, description="Load weights that are stored as pickles, which can run code.")
 
 
+class ParallelConfig(Section):
+    """How several processes train together (docs/processes.md)."""
+
+    timeout: Positive = Field(1800.0, description="Seconds a process waits for the others before the run stops.")
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: weights, gradients and AdamW's moments are split over the processes (FSDP2, ZeRO stage 3); "
+        "none: each process holds all of them (DDP).",
+    )
+    param_dtype: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="With sharding: type in which weights are gathered and multiplied; none: their own. Gradients are "
+        "summed in float32, the weights that the optimizer changes keep `policy.dtype`.",
+    )
+
+    @model_validator(mode="after")
+    def _sharded(self) -> ParallelConfig:
+        if self.param_dtype != "none" and self.sharding == "none":
+            raise ValueError("param_dtype is that of split weights: set parallel.sharding to full")
+        return self
+
+
 class AdapterConfig(Section):
     """Low-rank adapters (LoRA): small matrices that are trained in place of the model's weights."""
 
@@ -391,7 +415,10 @@ class Config(Section):
         (),
         description="Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, or a list of them.",
     )
-    processes: int = Field(1, ge=1, le=1, description="Training processes; this version trains in one.")
+    processes: Count | None = Field(
+        None, description="Training processes on this machine; empty: as many as were started (accelerate, torchrun)."
+    )
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
@@ -423,7 +450,15 @@ class Config(Section):
                 f"keep_best_checkpoints={self.keep_best_checkpoints} needs a score to go by: set evaluation.watch and "
                 "evaluation.every, and checkpoint_every to the same number of steps"
             )
+        if self.parallel.sharding == "full" and self.adapter.rank is not None:
+            raise ValueError(
+                "parallel.sharding=full does not split a model with an adapter yet: leave one of the two out"
+            )
         groups = self.problems_per_step
+        if (self.processes or 1) > groups:
+            raise ValueError(
+                f"processes ({self.processes}) is larger than problems_per_step ({groups}): some would never generate"
+            )
         if self.updates_per_step > groups:
             raise ValueError(f"updates_per_step ({self.updates_per_step}) is larger than problems_per_step ({groups})")
         return self
