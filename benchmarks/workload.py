@@ -55,6 +55,10 @@ SHAPES = {
         Shape("135M", 576, 1536, 30, 9, 3, 49152),  # SmolLM2-135M
         Shape("0.5B", 896, 4864, 24, 14, 2, 151936),  # Qwen2-0.5B, without the biases of its projections
         Shape("1.5B", 1536, 8960, 28, 12, 2, 151936),  # Qwen2-1.5B, likewise
+        Shape("5M", 256, 768, 5, 4, 4, 4096),
+        Shape("27M", 448, 1216, 8, 7, 1, 24576),
+        Shape("60M", 512, 1536, 12, 8, 2, 49152),
+        Shape("85M", 768, 2048, 10, 12, 4, 32768),
     )
 }
 
@@ -154,15 +158,14 @@ def reward(text: str, _answer: str = "") -> float:
 class Lengths:
     """Makes a model's completions as long as asked, in turn; see the module's docstring.
 
-    The prompts must all have the same number of tokens, and the engine must decode a token a row and pass positions or
-    an unpadded cache.
+    The prompts must all have the same number of tokens, and the engine must decode a token a row, pass positions or an
+    unpadded cache, and begin the completions of a prompt together.
     """
 
     def __init__(self, lengths: Sequence[int], prompt: int) -> None:
         """lengths: of completions, the end included, at least 3. prompt: tokens of every prompt."""
         self.lengths = torch.tensor(list(lengths))
         self.prompt = prompt
-        self._begun = 0  # completions so far
         self._wanted: Tensor | None = None  # [rows], what each row of the forward pass under way must draw next
         self._prefill = False
 
@@ -192,8 +195,7 @@ class Lengths:
         number = positions - self.prompt  # of the token within its completion, from 0
         fresh = number == 0
         lengths = self.lengths.to(tokens.device)
-        order = self._begun + fresh.long().cumsum(0) - 1
-        self._begun += int(fresh.sum())
+        order = fresh.long().cumsum(0) - 1  # no count across passes: asked twice, the same rows get the same answer
         marks = torch.where(fresh, FIRST_WORD + order % len(lengths), tokens)
         due = number + 2 >= lengths[(marks - FIRST_WORD).clamp(0, len(lengths) - 1)]
         return torch.where(due & ~fresh, END, marks)

@@ -32,16 +32,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
     objects = [parse_object(line, f"{path}, line {number}") for number, line in enumerate(whole, 1) if line.strip()]
     try:
-        last = json.loads(rest) if rest.strip() else None
+        last = parse_json(rest) if rest.strip() else None
     except ValueError:
         last = None
     return [*objects, last] if isinstance(last, dict) else objects
 
 
+def parse_json(text: str | bytes) -> Any:
+    """As `json.loads`, of text that may come from anywhere: what is nested too deeply is a ValueError, too."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def parse_object(text: str, where: str) -> dict[str, Any]:
     """The JSON object that `text` is. Raises RunError naming `where` it stands if it is none."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise RunError(f"{where}: not valid JSON ({error}).") from None
     if not isinstance(value, dict):

@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 from workload import END, PAD, SHAPES, Lengths, Work, build_model, draw_problems, reward
 
 from luffy.rollout import Sampling, TransformersEngine
+from luffy.rollout.decoding import SharedPromptDecoder
 
 LENGTHS = [3, 5, 9, 4]
 PROMPTS = [[7, 8, 9, 10], [11, 12, 13, 14]]
@@ -25,6 +26,7 @@ def test_our_engine_gives_completions_of_the_lengths_asked_for():
         groups = engine.generate(PROMPTS, 4, Sampling(12))
         assert [[len(one.token_ids) for one in group] for group in groups] == [LENGTHS, LENGTHS]
         assert all(one.finished for group in groups for one in group)
+    assert engine._decoder is SharedPromptDecoder  # the lengths do not stand in the way of the fast path
 
 
 def test_transformers_generate_gives_the_same_lengths():

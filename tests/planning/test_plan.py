@@ -12,9 +12,11 @@ from luffy.cli import application
 from luffy.config import load_config
 from luffy.errors import ConfigError, ModelError
 from luffy.planning import estimate_memory, find_device, find_remedies, make_plan, read_shape
-from luffy.planning.memory import kept_a_token, micro_batch_tokens
+from luffy.planning.devices import Device, read_device
+from luffy.planning.measure import measure_machine
+from luffy.planning.memory import kept_a_token, logit_bytes, micro_batch_tokens
 from luffy.planning.shape import KNOWN, shape_of
-from luffy.planning.work import Lengths, count_work
+from luffy.planning.work import Lengths, count_work, time_step
 from luffy.policy import Scorer, split_packed
 from tiny_models import SHAPE
 
@@ -77,13 +79,13 @@ def test_a_layer_keeps_as_many_numbers_as_torch_keeps(kind):
     assert kept_a_token(shape_of(config.to_dict())) == pytest.approx(measured, rel=0.1)
 
 
-def test_largest_micro_batch_is_that_of_the_update():
+def test_micro_batches_are_those_of_the_update():
     prompts, completions = [3, 5], [[4, 9, 2], [7, 7, 20]]
     groups = list(enumerate(zip(prompts, completions, strict=True)))
     rows = [([number] * prompt, [1] * length) for number, (prompt, group) in groups for length in group]
     for budget in (10, 16, 30, 100):
         batches = split_packed([prompt for prompt, _ in rows], [one for _, one in rows], budget)
-        assert micro_batch_tokens(prompts, completions, budget) == max(batch.computed for batch in batches)
+        assert micro_batch_tokens(prompts, completions, budget) == [batch.computed for batch in batches]
 
 
 def test_what_stays_is_sixteen_bytes_a_parameter_and_sharding_divides_it():
@@ -151,3 +153,44 @@ def test_unknown_devices_and_models_are_named():
         shape_of({"num_attention_heads": 2}, "odd")
     result = CliRunner().invoke(application, ["plan", "recipes/miniature.yaml", "--gpus", "8"])
     assert isinstance(result.exception, ConfigError)
+
+
+def test_gradients_of_earlier_micro_batches_stay_while_activations_come_and_go():
+    shape, config = read_shape("miniature"), load_config(None)
+    one = estimate_memory(shape, config, micro_batches=(3000,))
+    two = estimate_memory(shape, config, micro_batches=(3000, 3000))
+    assert one.update == one.activations + one.logits > one.gradients
+    assert two.update == one.update + one.gradients
+
+
+def test_logits_of_chunks_by_hand():
+    shape = read_shape("miniature")
+    size, head = shape.vocabulary * 4, shape.head_parameters * 4
+    assert logit_bytes(shape, 10, 100 * shape.vocabulary, 4) == max(3 * 10 * size, 2 * 10 * size + head)
+    later = logit_bytes(shape, 150, 100 * shape.vocabulary, 4)
+    assert later == max(3 * 100 * size, 2 * 100 * size + head, 3 * 50 * size + head, 2 * 50 * size + 2 * head)
+
+
+def test_seconds_of_a_step_by_hand():
+    shape = read_shape("miniature")
+    config = load_config(None, {"method": "on_policy", "problems_per_step": 2, "rollout.group_size": 3})
+    lengths = Lengths(10, 20, 0, "", longest=30)
+    device = Device("a", 1e9, flops=1e6, bandwidth=1e6, utilisation=0.5, decode_utilisation=0.25, call=0, token=2.0)
+    work = count_work(shape, config, lengths)
+    seconds = time_step(shape, config, lengths, work, device, 1, gpu=False)
+    assert seconds.update == pytest.approx(work.update_flops / 0.5e6)
+    assert seconds.optimizer == pytest.approx(40 * shape.parameters / 1e6)
+    decode = 4 * shape.parameters / 0.25e6 + 2 * shape.parameters * 4 / 0.5e6  # six rows, of which four on average
+    cache = 2 * 3 * 128 * 4 * 20 * 4 / 1e6
+    prefill = 2 * 3 * shape.layer_parameters * 20 / 0.5e6
+    assert seconds.generation == pytest.approx(30 * (decode + cache + 2.0) + prefill)
+
+
+def test_measured_rates_are_kept_and_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("luffy.planning.measure.REPEATS", 1)
+    monkeypatch.setattr("luffy.planning.measure.LENGTH", 8)
+    file = tmp_path / "rates.json"
+    assert "GFLOP/s" in measure_machine(file)
+    device = read_device(file)
+    assert device.source == "measured"
+    assert min(device.flops, device.bandwidth, device.decode_utilisation, device.draw) > 0

@@ -6,7 +6,6 @@ COMPARISON/METHOD/seed-K/   a run folder each; a comparison that was killed goes
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import yaml
 from luffy.config import Config, differing_keys, load_config
 from luffy.data import parse_benchmark
 from luffy.errors import RunError
+from luffy.files import parse_json
 
 POLL_SECONDS = 0.5
 
@@ -51,7 +51,7 @@ class Job:
     def finished(self) -> bool:
         """Whether it has come to its end, now or in an earlier start."""
         try:
-            summary = json.loads((self.folder / "summary.json").read_text())
+            summary = parse_json((self.folder / "summary.json").read_text())
         except (OSError, ValueError):
             return False
         return bool(summary.get("status") == "finished" and summary["steps"] >= self.steps)
@@ -80,7 +80,7 @@ def _newest(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, A
         return {}
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
-            if wanted(found := json.loads(line)):
+            if wanted(found := parse_json(line)):
                 return dict(found)
     return {}
 

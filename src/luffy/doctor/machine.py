@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luffy.doctor.findings import Finding
+from luffy.planning.machine import GIB, memory
 
 OLDEST_PYTHON = (3, 11)
 LEAST_MEMORY, LEAST_DISK = 1.0, 1.0  # GiB: what a run of the miniature takes, with room for its results
 INSTRUCTIONS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16"}
-GIB = 2**30
 
 
 def find_machine() -> Iterator[Finding]:
@@ -55,22 +55,6 @@ def find_devices() -> Iterator[Finding]:
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory() -> tuple[float, float] | None:
-    """(total, free) in GiB, the smaller of the machine's and of the container's; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        sizes = {line.partition(":")[0]: int(line.split()[1]) * 1024 / GIB for line in lines if line.endswith("kB")}
-        total, free = sizes["MemTotal"], sizes["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        return None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) / GIB
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text()) / GIB
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return total, free
-    return min(total, limit), min(free, max(0.0, limit - used))
 
 
 def _memory() -> Finding:

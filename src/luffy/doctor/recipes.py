@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,8 +11,9 @@ from pathlib import Path
 
 from luffy.config import Config, load_config
 from luffy.doctor.findings import Finding
-from luffy.doctor.machine import GIB, memory
 from luffy.errors import LuffyError
+from luffy.files import parse_json
+from luffy.planning.machine import GIB, memory
 
 BYTES_A_PARAMETER = {"float32": 16, "float64": 32, "bfloat16": 8}  # weights, gradients and AdamW's two moments
 SIZE_IN_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![a-z])", re.IGNORECASE)
@@ -50,7 +50,7 @@ def needs_of(config: Config) -> Iterator[Finding]:
         if find_spec(tracker) is None:
             yield _need(f"tracker {tracker}", "not installed", "optional", "metrics.jsonl has everything")
     for key, engine in (("rollout.engine", config.rollout.engine), ("evaluation.engine", config.evaluation.engine)):
-        if engine == "vllm" and find_spec("vllm") is None:
+        if engine in ("vllm", "vllm_server") and find_spec("vllm") is None and not config.rollout.vllm.server:
             yield _need(key, "vllm is not installed", "missing", "pip install vllm")
     variable = config.evaluation.api_key_variable
     if config.evaluation.engine == "endpoint" and not os.environ.get(variable):
@@ -122,7 +122,7 @@ def _elements(file: Path) -> int:
     try:
         with file.open("rb") as content:
             length = int.from_bytes(content.read(8), "little")
-            header = json.loads(content.read(min(length, 2**27)))
+            header = parse_json(content.read(min(length, 2**27)))
         return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0

@@ -18,6 +18,7 @@ from typing import Any
 
 from luffy.config import nearest
 from luffy.errors import ConfigError
+from luffy.planning.machine import GIB, memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,13 @@ class Device:
     flops: float  # operations a second of large matrix products in the type of the update
     bandwidth: float  # bytes a second
     utilisation: float = 0.4  # share of `flops` that an update reaches
-    decode_utilisation: float = 0.5  # share of `bandwidth` that a decode step reaches
+    decode_utilisation: float = 0.5  # share of `bandwidth` at which a decode step reads weights
+    decode_flops: float = 0.0  # operations a second of products with few rows; 0: as in an update
     call: float = 30e-6  # seconds a layer takes at least, whatever its size
+    token: float = 0.0  # seconds that a decode step takes outside the model, whatever its size
+    number: float = 0.0  # seconds an update spends on a number that a layer keeps, outside products
+    logit: float = 0.0  # seconds an update spends on a logit, outside products
+    draw: float = 0.0  # seconds that drawing a token spends on a logit
     source: str = "stated"
 
 
@@ -99,14 +105,12 @@ def this_machine(file: Path | None = None) -> Device:
     if file.is_file():
         return read_device(file)
     return Device(
-        "this machine", memory_here(), 50e9, 10e9, 0.8, 0.8, 1e-3,
-        "not measured: rates assumed, `luffy plan --measure` measures them",
+        "this machine", memory_here(), 50e9, 10e9, 0.7, 0.8, 1e-3,
+        source="not measured: rates assumed, `luffy plan --measure` measures them",
     )  # fmt: skip
 
 
 def memory_here() -> float:
     """Bytes of memory of this machine, or of its container."""
-    from luffy.doctor.machine import GIB, memory
-
     sizes = memory()
     return sizes[0] * GIB if sizes else 8 * GIB

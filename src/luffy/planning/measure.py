@@ -1,15 +1,26 @@
-"""Measure this machine: the rate of matrix products, bandwidth, and what a layer costs however small it is."""
+"""Measure this machine: the constants of the plan's times, each from a small piece of the real work.
+
+The processor's time is taken where one thread computes on a CPU, so that what else the machine does is not counted.
+"""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from luffy.planning.devices import Device, cache_file, memory_here, write_device
+from luffy.planning.memory import kept_a_token
+from luffy.planning.shape import shape_of
 
-SIZE, REPEATS = 1024, 7
+if TYPE_CHECKING:
+    import torch
+
+REPEATS = 5
+WIDTH, INNER, LAYERS, VOCABULARY = 512, 1536, 2, 8192  # of the model whose update is measured
+ROWS, LENGTH = 8, 128  # of the update and of a decode step
 
 
 def measure_machine(file: Path | None = None) -> str:
@@ -18,70 +29,168 @@ def measure_machine(file: Path | None = None) -> str:
     device = measure_device()
     write_device(device, file)
     return (
-        f"{file}: {device.flops / 1e9:.4g} GFLOP/s of large products, {device.bandwidth / 1e9:.3g} GB/s, "
-        f"{device.call * 1e6:.3g} microseconds a layer at least."
+        f"{file}: {device.flops / 1e9:.4g} GFLOP/s of a layer's products, {device.bandwidth / 1e9:.3g} GB/s, "
+        f"{device.decode_utilisation:.0%} of it in decoding, {device.call * 1e6:.3g} microseconds a layer at least, "
+        f"{device.token * 1e6:.3g} a token; {device.number * 1e9:.3g} ns a number kept, "
+        f"{device.logit * 1e9:.3g} a logit."
     )
 
 
 def measure_device() -> Device:
-    """The device that torch computes on here; an update of a small model says what share of the rates it reaches."""
+    """The device that torch computes on here."""
     import torch
 
     gpu = torch.cuda.is_available()
     where = torch.device("cuda" if gpu else "cpu")
     dtype = torch.bfloat16 if gpu else torch.float32
-    size = 8192 if gpu else SIZE
-    left, right = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
+    size = 4 if gpu else 1  # widths are multiples of it: a GPU is measured on more
+    flops, number, logit = _update_rates(where, dtype, size)
+    bandwidth = _copy_rate(where, size)
+    reading, decode_flops = _decode_rates(where, dtype, size)
+    call, token = _decode_overhead(where)
+    return Device(
+        torch.cuda.get_device_name() if gpu else "this machine",
+        float(torch.cuda.get_device_properties(0).total_memory) if gpu else memory_here(),
+        flops,
+        bandwidth,
+        utilisation=1.0,
+        decode_utilisation=reading / bandwidth,
+        decode_flops=decode_flops,
+        call=call,
+        token=token,
+        number=number,
+        logit=logit,
+        draw=_draw_seconds(where),
+        source="measured",
+    )
 
-    def product() -> None:
-        left @ right
-        _wait(gpu)
 
-    flops = 2.0 * size**3 / median_seconds(product)
-    source = torch.randn(2**28 if gpu else 2**24, device=where)
-    target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-        _wait(gpu)
-
-    bandwidth = 2.0 * source.numel() * 4 / median_seconds(copy)
-    memory = float(torch.cuda.get_device_properties(0).total_memory) if gpu else memory_here()
-    name = torch.cuda.get_device_name() if gpu else "this machine"
-    return Device(name, memory, flops, bandwidth, 0.4 if gpu else 0.8, 0.8, _layer_seconds(where), "measured")
-
-
-def _layer_seconds(where: object) -> float:
-    """A decode step of the miniature, which is all calls and no size, over its layers."""
+def least_seconds(*actions: Callable[[], object], repeats: int = REPEATS) -> list[float]:
+    """The least of several, of actions in turn, after one to warm up: what else the machine does only adds."""
     import torch
 
-    from luffy.config import Config
-    from luffy.policy import load_model
-
-    config = Config()
-    model = load_model("miniature", config.policy).model.to(where)
-    tokens = torch.zeros(8, 1, dtype=torch.long, device=model.device)
-
-    def decode() -> None:
-        with torch.no_grad():
-            model(input_ids=tokens, use_cache=True)
-        _wait(model.device.type == "cuda")
-
-    return median_seconds(decode) / int(model.config.num_hidden_layers)
+    clock = time.process_time if torch.get_num_threads() == 1 and not torch.cuda.is_available() else time.perf_counter
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(repeats + 1):
+        for action, measured in zip(actions, times, strict=True):
+            started = clock()
+            action()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            measured.append(clock() - started)
+    return [min(measured[1:]) for measured in times]
 
 
-def median_seconds(action: Callable[[], None]) -> float:
-    """Median of several, after one to warm up."""
-    times = []
-    for _ in range(REPEATS + 1):
-        started = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
+def _products(where: torch.device, dtype: torch.dtype, size: int) -> tuple[Callable[[], None], float]:
+    """A layer's widest product, forward and both backward, and how many operations that is."""
+    import torch
+
+    tokens, width, inner = ROWS * LENGTH * size, WIDTH * size, INNER * size
+    states, weight, gradient = (
+        torch.randn(*shape, device=where, dtype=dtype) for shape in ((tokens, width), (inner, width), (tokens, inner))
+    )
+
+    def multiply() -> None:
+        states @ weight.T
+        gradient @ weight
+        gradient.T @ states
+
+    return multiply, 6.0 * tokens * width * inner
 
 
-def _wait(gpu: bool) -> None:
-    if gpu:
-        import torch
+def _copy_rate(where: torch.device, size: int) -> float:
+    """Bytes a second, read and written."""
+    import torch
 
-        torch.cuda.synchronize()
+    source = torch.randn(size * 2**24, device=where)
+    target = torch.empty_like(source)
+    return 2.0 * source.numel() * 4 / least_seconds(lambda: target.copy_(source))[0]
+
+
+def _decode_rates(where: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float]:
+    """Of products with few rows: bytes of weights a second that they read, and operations a second that rows add.
+
+    The weights are too many for a cache, and laid out as the engine lays them out.
+    """
+    import torch
+
+    from luffy.rollout.packed_linear import packed_linears
+
+    layers = [torch.nn.Linear(WIDTH * size, INNER * size, bias=False) for _ in range(32)]
+    stack: Any = torch.nn.ModuleList(layers).to(device=where, dtype=dtype)
+    parameters = 32 * WIDTH * INNER * size**2
+    few, many = (torch.randn(rows, WIDTH * size, device=where, dtype=dtype) for rows in (ROWS, 8 * ROWS))
+
+    def multiply(states: torch.Tensor) -> None:
+        for layer in layers:
+            layer(states)
+
+    with torch.no_grad(), packed_linears(stack, LENGTH):
+        of_few, of_many = least_seconds(partial(multiply, few), partial(multiply, many))
+    a_row = (of_many - of_few) / (len(many) - len(few))
+    of_none = max(of_few - len(few) * a_row, 0.1 * of_few)
+    return parameters * few.element_size() / of_none, 2.0 * parameters / a_row
+
+
+def _decode_overhead(where: torch.device) -> tuple[float, float]:
+    """Seconds of a layer, and of a decode step outside the layers: of two models that are all calls and no size."""
+    from luffy.rollout import Sampling, TransformersEngine
+
+    few, many = 2, 8
+    actions = []
+    for layers in (few, many):
+        model = _random_model(64, 128, layers, 64).to(where)
+        engine = TransformersEngine(model, eos_ids=[], pad_id=0)  # nothing ends a completion
+        actions.append(partial(engine.generate, [[1, 2, 3]], ROWS, Sampling(LENGTH)))
+    shallow, deep = (seconds / LENGTH for seconds in least_seconds(*actions))
+    call = (deep - shallow) / (many - few)
+    return max(0.0, call), max(0.0, shallow - few * call)
+
+
+def _update_rates(where: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float, float]:
+    """Operations a second of products; seconds of a number that a layer keeps, and of a logit, beyond its products."""
+    from luffy.policy import Scorer
+
+    model = _random_model(WIDTH * size, INNER * size, LAYERS, VOCABULARY * size).to(device=where, dtype=dtype)
+    scorer = Scorer(model, pad_id=0, chunk_elements=2**24)
+    prompts = [[1]] * ROWS
+    completions = [[2 + place % 50 for place in range(LENGTH)]] * ROWS
+
+    def update() -> None:
+        scorer(prompts, completions, loss=lambda scores, _: scores.logprobs.sum()).loss.backward()
+
+    def states() -> None:
+        scorer._states(prompts, completions)[0].sum().backward()
+
+    multiply, operations = _products(where, dtype, size)
+    update()  # tries the model's paths
+    products, body, whole = least_seconds(multiply, states, update, repeats=2 * REPEATS)
+    flops = operations / products
+    shape, scored = shape_of(model.config.to_dict()), ROWS * LENGTH
+    tokens = 1 + ROWS * (LENGTH - 1)
+    of_layers = 6.0 * tokens * LAYERS * shape.layer_parameters / flops
+    of_head = 6.0 * scored * shape.head_parameters / flops
+    number = (body - of_layers) / (tokens * LAYERS * kept_a_token(shape, scored / tokens))
+    logit = (whole - body - of_head) / (scored * shape.vocabulary)
+    return flops, max(0.0, number), max(0.0, logit)
+
+
+def _random_model(width: int, inner: int, layers: int, vocabulary: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def _draw_seconds(where: torch.device) -> float:
+    """Seconds a logit."""
+    import torch
+
+    from luffy.rollout import Sampling
+    from luffy.rollout.sampling import draw_tokens
+
+    logits, noise = torch.randn(ROWS, 32768, device=where), torch.rand(ROWS, device=where)
+    return least_seconds(lambda: draw_tokens(logits, Sampling(1), noise))[0] / logits.numel()

@@ -8,7 +8,7 @@ GB on a CPU, 1 GB with CUDA) and what the allocator loses, which is what `HEADRO
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from luffy.config import Config
@@ -17,8 +17,8 @@ from luffy.planning.shape import ModelShape
 Strategy = Literal["ddp", "fsdp"]
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 HEADROOM = 0.1  # share of the device's memory that a plan leaves free
-LOGIT_BUFFERS = 3  # of a chunk's logits that exist at once: logits, shifted, probabilities
 SAMPLING_BUFFERS = 3  # of the logits of all rows, where tokens are drawn
+LEAST_ELEMENTS = 2**16  # of a weight that is laid out anew (rollout/packed_linear.py)
 BLOCK = 64  # tokens by which the cache grows
 
 
@@ -36,6 +36,8 @@ class Memory:
     logits: float
     cache: float
     sampling: float
+    layout: float = 0.0  # weights in the order that suits products of few rows, on a CPU
+    accumulates: bool = True  # whether gradients of a micro-batch are there while the next one is computed
 
     @property
     def kept(self) -> float:
@@ -44,13 +46,14 @@ class Memory:
 
     @property
     def update(self) -> float:
-        """What an update takes beside it."""
-        return self.gradients + self.exchange + self.activations + self.logits
+        """What an update takes beside it; within a backward pass gradients come as activations go."""
+        computed = self.activations + self.logits
+        return self.exchange + (self.gradients + computed if self.accumulates else max(self.gradients, computed))
 
     @property
     def generation(self) -> float:
         """What generation takes beside it; gradients are freed by then."""
-        return self.cache + self.sampling
+        return self.cache + self.sampling + self.layout
 
     @property
     def peak(self) -> float:
@@ -87,10 +90,19 @@ def activation_bytes(shape: ModelShape, tokens: int, size: int, *, checkpointing
 
 
 def logit_bytes(shape: ModelShape, tokens: int, elements: int, size: int) -> float:
-    """A chunk's logits in float32 at least, and the head's gradient: of the chunks so far, and of the newest."""
+    """A chunk's logits in float32 at least, and the head's gradient: of the chunks so far, and of the newest.
+
+    Of a chunk there are at once logits, shifted and probabilities; in its backward pass, probabilities and gradient.
+    """
     chunk = min(tokens, max(1, elements // shape.vocabulary))
-    gradients = 2 if tokens > chunk else 1
-    return LOGIT_BUFFERS * chunk * shape.vocabulary * max(size, 4) + gradients * shape.head_parameters * size
+    later = min(tokens - chunk, chunk)  # the largest chunk after the first
+    head = shape.head_parameters * size
+
+    def buffers(count: int, length: int) -> float:
+        return count * length * shape.vocabulary * max(size, 4)
+
+    first = max(buffers(3, chunk), buffers(2, chunk) + head)
+    return max(first, buffers(3, later) + head, buffers(2, later) + 2 * head) if later else first
 
 
 def longest_row(config: Config, prompt: int) -> int:
@@ -106,40 +118,56 @@ def estimate_memory(
     strategy: Strategy = "ddp",
     gpu: bool = False,
     prompt: int | None = None,
-    tokens: int | None = None,
+    micro_batches: Sequence[int] = (),
     repeats: float = 1.0,
 ) -> Memory:
-    """Memory by part on each of `devices`.
+    """Memory by part on each of `devices`, when the most is there.
 
-    prompt: tokens of the longest; default: the limit. tokens: of the largest micro-batch; default: the budget, or the
-    longest row where that is longer, which gets a micro-batch of its own.
+    prompt: tokens of the longest; default: the limit. micro_batches: tokens of each; default: several, of the budget or
+    the longest row where that is longer, which gets a micro-batch of its own. repeats: see `kept_a_token`.
     """
     policy = config.policy
     size, share = BYTES[policy.dtype], devices if strategy == "fsdp" else 1
     mixed = computes_bfloat16(config, gpu=gpu)
     computed = 2 if mixed else size
     prompt = config.data.max_prompt_tokens if prompt is None else prompt
-    tokens = max(policy.token_budget, longest_row(config, prompt)) if tokens is None else tokens
     whole = shape.parameters * size
-    activations = activation_bytes(
-        shape, tokens, computed, checkpointing=policy.gradient_checkpointing, repeats=repeats
-    )
-    if mixed:  # the graph keeps each matrix in bfloat16; recomputed layers make theirs one at a time
-        layers = 1 if policy.gradient_checkpointing else shape.layers
-        activations += 2 * (layers * shape.layer_parameters + shape.head_parameters)
     rows, cached = _generated_at_once(config, devices, prompt)
-    return Memory(
+    memory = Memory(
         weights=whole / share,
         gradients=whole / share,
         optimizer=2 * whole / share,
         reference=whole / share if config.objective.kl_coefficient else 0.0,
         engine=_engine_bytes(shape, config, mixed=mixed, sharded=share > 1),
         exchange=_exchange_bytes(shape, size, computed, devices, strategy),
-        activations=activations,
-        logits=logit_bytes(shape, tokens, policy.chunk_elements, size),
+        activations=0.0,
+        logits=0.0,
         cache=2.0 * shape.layers * shape.key_value_width * cached * computed,
         sampling=float(SAMPLING_BUFFERS * rows * shape.vocabulary * max(computed, 4)),
+        layout=0.0 if gpu else _layout_bytes(shape, config),
     )
+    given = micro_batches or [max(policy.token_budget, longest_row(config, prompt))] * 2
+    candidates = [
+        replace(
+            memory,
+            activations=_update_bytes(shape, config, tokens, computed, mixed=mixed, repeats=repeats),
+            logits=logit_bytes(shape, tokens, policy.chunk_elements, size),
+            accumulates=accumulates,
+        )
+        for tokens, accumulates in [(given[0], False), *((tokens, True) for tokens in given[1:])]
+    ]
+    return max(candidates, key=lambda one: one.update)
+
+
+def _update_bytes(
+    shape: ModelShape, config: Config, tokens: int, computed: int, *, mixed: bool, repeats: float
+) -> float:
+    """Activations, and where products are bfloat16 the copies of matrices in it that the graph keeps."""
+    recomputes = config.policy.gradient_checkpointing
+    size = activation_bytes(shape, tokens, computed, checkpointing=recomputes, repeats=repeats)
+    if mixed:  # recomputed layers make theirs one at a time
+        size += 2 * ((1 if recomputes else shape.layers) * shape.layer_parameters + shape.head_parameters)
+    return size
 
 
 def _generated_at_once(config: Config, devices: int, prompt: int) -> tuple[int, int]:
@@ -164,6 +192,16 @@ def _engine_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: bo
     return float(shape.parameters * BYTES[kind]) if copied and not config.rollout.device else 0.0
 
 
+def _layout_bytes(shape: ModelShape, config: Config) -> float:
+    """The blocked copies of large float32 weights that live while the engine of this process generates on a CPU."""
+    blocked = config.policy.dtype == "float32" and config.rollout.dtype in ("auto", "float32")
+    if config.method == "sft" or not blocked or config.rollout.engine != "transformers":
+        return 0.0
+    layers = shape.layers * shape.layer_parameters if shape.width * shape.inner >= LEAST_ELEMENTS else 0
+    head = shape.head_parameters if shape.head_parameters >= LEAST_ELEMENTS else 0
+    return 4.0 * (layers + head)
+
+
 def _exchange_bytes(shape: ModelShape, size: int, computed: int, devices: int, strategy: Strategy) -> float:
     """DDP keeps gradients in buckets a second time; FSDP gathers two layers, embedding and head at a time."""
     if devices == 1:
@@ -173,13 +211,16 @@ def _exchange_bytes(shape: ModelShape, size: int, computed: int, devices: int, s
     return float((2 * shape.layer_parameters + 2 * shape.head_parameters) * computed)
 
 
-def micro_batch_tokens(prompts: Sequence[int], completions: Sequence[Sequence[int]], budget: int) -> int:
-    """Tokens of the largest micro-batch of groups, as `split_packed` fills them; lengths in tokens."""
-    largest = size = 0
+def micro_batch_tokens(prompts: Sequence[int], completions: Sequence[Sequence[int]], budget: int) -> list[int]:
+    """Tokens of each micro-batch of groups, as `split_packed` fills them; lengths in tokens."""
+    sizes: list[int] = []
     for prompt, group in zip(prompts, completions, strict=True):
         begun = False
         for completion in group:
             more = completion - 1 + (0 if begun else prompt)
-            size = size + more if size and size + more <= budget else completion - 1 + prompt
-            begun, largest = True, max(largest, size)
-    return largest
+            if sizes and sizes[-1] + more <= budget:
+                sizes[-1] += more
+            else:
+                sizes.append(completion - 1 + prompt)
+            begun = True
+    return sizes

@@ -35,7 +35,7 @@ def find_remedies(plan: Plan) -> Remedy | None:
             if _least(tried) >= peak and not tried.ok:
                 break
             config, peak = changed, _least(tried)
-            settings[f"{section}.{key}"] = f"{section}.{key}={str(value).lower()}"
+            settings[f"{section}.{key}"] = _named(section, key, value)
             if tried.ok:
                 return Remedy(tuple(settings.values()), peak)
     devices = plan.devices
@@ -44,6 +44,21 @@ def find_remedies(plan: Plan) -> Remedy | None:
         if (fitting := _with(plan, config, devices)).ok:
             return Remedy((*settings.values(), f"--gpus {devices}", *_sharding(fitting)), _least(fitting))
     return None
+
+
+def gentlest_setting(plan: Plan) -> str | None:
+    """The gentlest single setting that lowers the peak at all; None: there is none."""
+    for section, key, lower in LOWERED:
+        value = lower(plan.config)
+        if value is not None and _least(_with(plan, _changed(plan.config, section, key, value), plan.devices)) < _least(
+            plan
+        ):
+            return _named(section, key, value)
+    return None
+
+
+def _named(section: str, key: str, value: Any) -> str:
+    return f"{section}.{key}={str(value).lower()}"
 
 
 def _checkpointing(config: Config) -> bool | None:
@@ -87,4 +102,4 @@ def _least(plan: Plan) -> float:
 
 
 def _sharding(plan: Plan) -> tuple[str, ...]:
-    return () if plan.fits("ddp") else ("parallel.strategy=fsdp",)
+    return () if plan.fits("ddp") else ("parallel.sharding=full",)

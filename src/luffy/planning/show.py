@@ -20,6 +20,7 @@ PARTS = {
     "activations": "update: activations",
     "logits": "update: logits chunk, head's gradient",
     "cache": "generation: keys and values",
+    "layout": "generation: weights laid out for few rows",
     "sampling": "generation: logits of a token",
 }
 

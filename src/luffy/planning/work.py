@@ -10,7 +10,7 @@ from pathlib import Path
 from luffy.algorithm.methods import METHODS
 from luffy.config import MINIATURE, Config
 from luffy.planning.devices import Device
-from luffy.planning.memory import BYTES, computes_bfloat16
+from luffy.planning.memory import BYTES, computes_bfloat16, kept_a_token
 from luffy.planning.shape import ModelShape
 
 MEAN_SHARE = 0.4  # of rollout.max_tokens that a completion has on average, where nothing is known
@@ -24,6 +24,7 @@ class Lengths:
     rollout: float
     trace: float
     source: str
+    longest: float | None = None  # rollout of a batch; None: as long as may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +133,29 @@ def time_step(
 ) -> Seconds:  # fmt: skip
     """Seconds of a step's parts. link: bytes a second between devices.
 
-    A decode step reads the weights that generate and the keys and values of its rows, or is limited by its products;
-    there are as many as the longest completion has tokens, with fewer rows as they end: the mean over the limit.
+    The optimizer reads weights, gradients and two moments, writes three of them, and clipping reads and scales
+    gradients.
     """
     size = BYTES[config.policy.dtype]
     computed = 2 if computes_bfloat16(config, gpu=gpu) else size
-    update = work.update_flops / devices / (device.flops * device.utilisation)
-    update += _micro_batches(config, work, devices) * shape.layers * 4 * device.call
-    optimizer = 7.0 * shape.parameters * size / device.bandwidth * config.updates_per_step
+    update = work.update_flops / (device.flops * device.utilisation) + _beyond_products(
+        shape, config, lengths, work, device
+    )
+    update = update / devices + _micro_batches(config, work, devices) * shape.layers * 4 * device.call
+    optimizer = 10.0 * shape.parameters * size / device.bandwidth * config.updates_per_step
     exchange = 2.0 * shape.parameters * size / link * config.updates_per_step if devices > 1 else 0.0
     return Seconds(_generation(shape, config, lengths, work, device, devices, computed), update, optimizer, exchange)
+
+
+def _beyond_products(shape: ModelShape, config: Config, lengths: Lengths, work: Work, device: Device) -> float:
+    """Seconds of an update outside its products: for each number that layers keep, and for each logit."""
+    trained = work.trained_rollouts + work.trained_traces
+    rows = work.trained_rollouts / (lengths.rollout or 1) + work.trained_traces / (lengths.trace or 1)
+    tokens = work.prompts + trained
+    repeats = (rows * lengths.prompt + trained) / tokens if tokens else 1.0
+    passes = 4 / 3 if config.policy.gradient_checkpointing else 1.0  # of three: forward once, backward about twice
+    numbers = tokens * shape.layers * kept_a_token(shape, repeats) * passes
+    return numbers * device.number + trained * shape.vocabulary * device.logit
 
 
 def _micro_batches(config: Config, work: Work, devices: int) -> float:
@@ -152,14 +166,21 @@ def _micro_batches(config: Config, work: Work, devices: int) -> float:
 def _generation(
     shape: ModelShape, config: Config, lengths: Lengths, work: Work, device: Device, devices: int, computed: int
 ) -> float:
+    """A decode step reads the weights that generate and the rows' cache, and multiplies each row with the weights.
+
+    There are as many as the longest completion has tokens, with fewer rows as they end: the mean over the longest.
+    """
     if not work.generated:
         return 0.0
     rows = work.generated / lengths.rollout / devices
-    together = min(rows, max(1.0, config.rollout.batch_tokens / (lengths.prompt + config.rollout.max_tokens)))
-    steps = config.rollout.max_tokens * (rows / together)  # the longest of each wave
-    alive = together * min(1.0, lengths.rollout / config.rollout.max_tokens)  # rows on average
+    limit, longest = config.rollout.max_tokens, lengths.longest or config.rollout.max_tokens
+    together = min(rows, max(1.0, config.rollout.batch_tokens / (lengths.prompt + limit)))
+    steps = longest * (rows / together)  # the longest of each wave
+    alive = together * min(1.0, lengths.rollout / longest)  # rows on average
     held = alive * (lengths.prompt + lengths.rollout / 2)
-    read = shape.parameters * computed + 2 * shape.layers * shape.key_value_width * held * computed
-    reading = read / (device.bandwidth * device.decode_utilisation)
-    multiplying = 2 * shape.parameters * alive / (device.flops * device.utilisation)
-    return steps * (max(reading, multiplying) + shape.layers * device.call)
+    reading = shape.parameters * computed / (device.bandwidth * device.decode_utilisation)
+    multiplying = 2 * shape.parameters * alive / (device.decode_flops or device.flops * device.utilisation)
+    cache = 2 * shape.layers * shape.key_value_width * held * computed / device.bandwidth
+    overhead = shape.layers * device.call + device.token + alive * shape.vocabulary * device.draw
+    prefill = 2 * shape.layers * shape.layer_parameters * work.prompts / devices / (device.flops * device.utilisation)
+    return steps * (reading + multiplying + cache + overhead) + prefill

@@ -5,7 +5,6 @@ Refuses what could run foreign code: pickled weights and Python files in the mod
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from luffy.config import PolicyConfig, nearest
 from luffy.errors import ModelError
+from luffy.files import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -191,7 +191,7 @@ def _check_folder(folder: str, policy: PolicyConfig) -> None:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ModelError(f"{folder}/config.json: cannot be read as JSON ({error}).") from None
     if not isinstance(config, dict):

@@ -1,0 +1,75 @@
+"""Memory that runs out is said with the setting that helps; for real, in a process whose memory is limited."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from luffy import load_config
+from luffy.errors import ModelError, RunError
+from luffy.planning.shortage import shortage_explained
+
+LIMITED_RUN = """
+import resource, sys
+from pathlib import Path
+import torch
+from luffy import load_config, train
+import luffy.policy.load, luffy.training.learner, transformers.models.llama.modeling_llama
+from luffy.errors import RunError
+
+budget, room = int(sys.argv[2]), int(sys.argv[3])
+config = load_config("recipes/miniature.yaml", {
+    "output": sys.argv[1], "steps": 1, "problems_per_step": 128, "rollouts_every": 0, "policy.token_budget": budget,
+    "evaluation.watch": [], "evaluation.benchmarks": [], "rollout.max_tokens": 40, "method": "on_policy",
+    "objective.entropy_coefficient": 0.01,  # every row is computed
+})
+
+def limit(step, steps, metrics):
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + room, resource.RLIM_INFINITY))
+    torch.zeros(1)
+
+limit(0, 0, {})
+try:
+    train(config)
+except RunError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+def limited_run(folder, budget: int, room: int):
+    command = [sys.executable, "-c", LIMITED_RUN, str(folder), str(budget), str(room)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and a limit on memory")
+def test_a_run_that_has_too_little_memory_names_the_setting_that_helps(tmp_path):
+    done = limited_run(tmp_path / "run", budget=2**20, room=250 * 2**20)
+    assert done.returncode == 3, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "memory ran out (can't allocate memory: you tried to allocate" in done.stdout
+    assert "By the plan it takes up to" in done.stdout
+    assert "It fits with policy.gradient_checkpointing=true policy.token_budget=" in done.stdout
+    assert (tmp_path / "run" / "summary.json").is_file()  # and the run's folder says that it failed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: ..."),
+        RuntimeError("std::bad_alloc"),
+        ModelError("a/model: cannot be loaded as a causal language model. CUDA out of memory."),
+        MemoryError(),
+    ],
+)
+def test_every_way_of_saying_so_is_understood(error):
+    config = load_config(None, {"model": "Qwen/Qwen2.5-Math-7B", "policy.token_budget": 8192})
+    with pytest.raises(RunError, match=r"memory ran out .*By the plan"), shortage_explained(config):
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes differ"), shortage_explained(load_config(None)):
+        raise RuntimeError("shapes differ")
