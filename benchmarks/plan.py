@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import outcome, report, show
+from measuring import ROOT, outcome, replace, report, show
 from memory import resident
 from workload import SHAPES, Lengths, Work, build_model, draw_problems, reward, save_model
 
@@ -182,7 +182,23 @@ def main(names: Sequence[str]) -> None:
         more, raw[name] = check(name, CASES[name], device)
         rows += more
         show("plan", more)
-    report("plan", rows, rates=asdict(device), cases=raw)
+    report("plan", rows, rates=asdict(device), load=os.getloadavg()[0], cases=raw)
+    replace(ROOT / "docs" / "scaling.md", "plan", as_table(raw))
+
+
+def as_table(cases: dict[str, Any]) -> str:
+    """Planned beside measured, in Markdown."""
+    lines = ["| case | GB planned | in use | resident | seconds planned | measured |", "|---|---|---|---|---|---|"]
+    for name, case in cases.items():
+        sizes = [case[key] / 1e9 for key in ("planned bytes", "in use", "grown")]
+        planned, taken = case["planned seconds"], min(case["seconds"])
+        seconds = sum(planned.values())
+        lines.append(
+            f"| {name}{' (held out)' if CASES[name].held_out else ''} | {sizes[0]:.2f} | {sizes[1]:.2f} "
+            f"({sizes[0] / sizes[1] - 1:+.0%}) | {sizes[2]:.2f} | {seconds:.1f} | {taken:.1f} "
+            f"({seconds / taken - 1:+.0%}) |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

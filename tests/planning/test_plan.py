@@ -181,7 +181,7 @@ def test_seconds_of_a_step_by_hand():
     assert seconds.update == pytest.approx(work.update_flops / 0.5e6)
     assert seconds.optimizer == pytest.approx(40 * shape.parameters / 1e6)
     decode = 4 * shape.parameters / 0.25e6 + 2 * shape.parameters * 4 / 0.5e6  # six rows, of which four on average
-    cache = 2 * 3 * 128 * 4 * 20 * 4 / 1e6
+    cache = 2 * 3 * 128 * 4 * 20 * 4 / 0.25e6
     prefill = 2 * 3 * shape.layer_parameters * 20 / 0.5e6
     assert seconds.generation == pytest.approx(30 * (decode + cache + 2.0) + prefill)
 

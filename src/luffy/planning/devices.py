@@ -30,7 +30,7 @@ class Device:
     flops: float  # operations a second of large matrix products in the type of the update
     bandwidth: float  # bytes a second
     utilisation: float = 0.4  # share of `flops` that an update reaches
-    decode_utilisation: float = 0.5  # share of `bandwidth` at which a decode step reads weights
+    decode_utilisation: float = 0.5  # share of `bandwidth` at which a decode step reads weights and cache
     decode_flops: float = 0.0  # operations a second of products with few rows; 0: as in an update
     call: float = 30e-6  # seconds a layer takes at least, whatever its size
     token: float = 0.0  # seconds that a decode step takes outside the model, whatever its size

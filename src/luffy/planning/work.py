@@ -178,9 +178,9 @@ def _generation(
     steps = longest * (rows / together)  # the longest of each wave
     alive = together * min(1.0, lengths.rollout / longest)  # rows on average
     held = alive * (lengths.prompt + lengths.rollout / 2)
-    reading = shape.parameters * computed / (device.bandwidth * device.decode_utilisation)
+    read = shape.parameters * computed + 2 * shape.layers * shape.key_value_width * held * computed
+    reading = read / (device.bandwidth * device.decode_utilisation)
     multiplying = 2 * shape.parameters * alive / (device.decode_flops or device.flops * device.utilisation)
-    cache = 2 * shape.layers * shape.key_value_width * held * computed / device.bandwidth
     overhead = shape.layers * device.call + device.token + alive * shape.vocabulary * device.draw
     prefill = 2 * shape.layers * shape.layer_parameters * work.prompts / devices / (device.flops * device.utilisation)
-    return steps * (reading + multiplying + cache + overhead) + prefill
+    return steps * (reading + multiplying + overhead) + prefill
