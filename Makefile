@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 
-.PHONY: help demo test test-slow test-vllm lint coverage licences audit bench plan-check results clean
+.PHONY: help demo test test-slow test-vllm test-processes lint coverage licences audit bench plan-check results clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -37,9 +37,10 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e . pytest
 	touch $@
 
-test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on this CPU, and a run on it. About five minutes.
+test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on this CPU, and runs on it. A quarter of an hour.
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python -m pytest -m 'slow or not slow' \
-		tests/rollout/test_engine_contract.py tests/rollout/test_vllm_engine.py tests/rollout/test_vllm_run.py
+		tests/rollout/test_engine_contract.py tests/rollout/test_vllm_engine.py tests/rollout/test_vllm_server.py \
+		tests/rollout/test_endpoint_on_vllm.py tests/rollout/test_vllm_run.py
 
 lint: $(READY) ## Style, types, import rules.
 	$(BIN)/ruff check .
@@ -67,6 +68,10 @@ bench: $(READY) ## Measure speed and memory against TRL; a table of goals, and b
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/doubling.py
 	$(BIN)/python benchmarks/summary.py
+
+test-processes: $(READY) ## Several processes against one, DDP and FSDP2; launchers, kills, hangs, two machines on loopback.
+	$(BIN)/python benchmarks/processes.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/training/test_process_failures.py
 
 plan-check: $(READY) ## What `luffy plan` says of memory and time against what steps take here; a table. About ten minutes.
 	$(BIN)/python benchmarks/plan.py

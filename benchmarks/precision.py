@@ -33,9 +33,9 @@ def main() -> None:
 
 
 def _gap(folder: Path) -> float:
-    """The median of `policy/engine_gap` over all steps and seeds."""
-    lines = [line for path in folder.glob("*/metrics.jsonl") for line in path.read_text().splitlines()]
-    return float(statistics.median(json.loads(line)["policy/engine_gap"] for line in lines))
+    """The median of `policy/engine_gap` over all seeds and the steps that had something to learn from."""
+    lines = [json.loads(line) for path in folder.glob("*/metrics.jsonl") for line in path.read_text().splitlines()]
+    return float(statistics.median(line["policy/engine_gap"] for line in lines if "policy/engine_gap" in line))
 
 
 if __name__ == "__main__":

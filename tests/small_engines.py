@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from luffy.config import Config
 from luffy.policy import LoadedModel, Scorer
 from luffy.rollout.vllm_engine import VllmEngine
+from luffy.rollout.vllm_server import VllmServerEngine
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13]]
 EOS = (30, 31)
@@ -29,20 +30,26 @@ def build_policy(seed=0):
     return LlamaForCausalLM(config).eval()
 
 
-def open_vllm(folder, policy, temperature=1.0):
-    policy.save_pretrained(folder)
-    config = Config.model_validate(
+def vllm_config(folder, policy, engine="vllm", temperature=1.0, **of_vllm):
+    policy.save_pretrained(folder / "model")
+    return Config.model_validate(
         {
-            "model": str(folder),
+            "model": str(folder / "model"),
+            "output": str(folder / "run"),
             "data": {"max_prompt_tokens": CONTEXT},
             "rollout": {
-                "engine": "vllm",
+                "engine": engine,
                 "temperature": temperature,
-                "vllm": {"eager": True, "cache_gib": 0.25},
+                "vllm": {"eager": True, "cache_gib": 0.25, "patience": 240} | of_vllm,
             },
         }
     )
-    return VllmEngine(config, LoadedModel(policy, None, EOS, 0))
+
+
+def open_vllm(folder, policy, engine="vllm", temperature=1.0, **of_vllm):
+    config = vllm_config(folder, policy, engine, temperature, **of_vllm)
+    kind = VllmEngine if engine == "vllm" else VllmServerEngine
+    return kind(config, LoadedModel(policy, None, EOS, 0))
 
 
 def gap(engine, policy, sampling):

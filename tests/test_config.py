@@ -100,7 +100,11 @@ def test_a_configuration_made_in_python_is_checked_too():
             "objective.shaping=sqr",
             "'objective.shaping' input should be 'none', 'regularized', 'sqrt', 'power' or 'log'",
         ),
-        ("processes=2", "'processes' input should be less than or equal to 1, got 2."),
+        ("processes=0", "'processes' input should be greater than or equal to 1, got 0."),
+        (
+            "processes=17",
+            "processes (17) is larger than problems_per_step (16): some would never generate.",
+        ),
         ("output=''", "'output' string should have at least 1 character"),
         ("data.train=[a]", "'data.train' input should be a valid string, got ['a']."),
         ("optimizer.beta2=1", "'optimizer.beta2' input should be less than 1, got 1."),

@@ -33,7 +33,7 @@ def test_a_line_being_written_is_left_out_and_a_broken_one_is_named(tmp_path):
 def test_lines_nested_too_deeply(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + "[" * 100_000 + "\n")
-    with pytest.raises(RunError, match="line 2: not valid JSON .it is nested too deeply"):
+    with pytest.raises(RunError, match="line 2: not valid JSON"):
         read_lines(path)
     path.write_text('{"step": 1}\n' + "[" * 100_000)
     assert read_lines(path) == [{"step": 1}], "the last line may still be written"

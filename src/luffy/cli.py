@@ -89,24 +89,56 @@ def main() -> None:
     try:
         application(prog_name="luffy")
     except LuffyError as error:
+        if not _speaks():
+            sys.exit(2 if isinstance(error, ConfigError) else 1)
         for line in without_secrets(str(error)).splitlines():
             messages.print(f"[bold red]error:[/] {_plain(line)}", soft_wrap=True, highlight=False)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except (KeyboardInterrupt, _InterruptedError):
-        messages.print("interrupted; the same command goes on from the last checkpoint.")
+        if _speaks():
+            messages.print("interrupted; the same command goes on from the last checkpoint.")
         sys.exit(STOPPED)
+    except Exception:
+        _speaks()  # the traceback is what is said; the processes that lose this one need not say so
+        raise
+
+
+def _speaks() -> bool:
+    """Whether this process is to say why it fails; of several that train together, the first to fail is."""
+    if "LOCAL_RANK" not in os.environ:
+        return True
+    from luffy.training.world import first_to_fail
+
+    return first_to_fail()
 
 
 @application.command()
-def train(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes of this machine that train together.")] = None,
+) -> None:
     """Train a model as a recipe says; go on by itself where an earlier start in the same folder stopped.
 
     [dim]luffy train recipes/miniature.yaml
     luffy train recipes/miniature.yaml method=on_policy steps=50 output=runs/mine
-    luffy train my.yaml model=Qwen/Qwen2.5-0.5B-Instruct data.train=problems.jsonl[/]
+    luffy train my.yaml model=Qwen/Qwen2.5-0.5B-Instruct data.train=problems.jsonl
+    luffy train my.yaml --processes 8[/]
     """
-    config = load_config(recipe, overrides or [])
+    given = [*(overrides or []), *([f"processes={processes}"] if processes else [])]
+    config = load_config(recipe, given)
     _check_names(config)
+    rank = os.environ.get("RANK") if "LOCAL_RANK" in os.environ else None
+    if rank is None and (config.processes or 1) > 1:
+        from luffy.training.launch import launch
+
+        raise typer.Exit(
+            launch(["train", str(recipe), *given, *(["--json"] if as_json else [])], config.processes or 1)
+        )
+    if rank not in (None, "0"):
+        _train_silently(config)
+        return
     from luffy.progress import TrainingProgress
     from luffy.training import train as run_training
 
@@ -122,6 +154,15 @@ def train(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) 
         from luffy.training.interrupt import TERMINATION
 
         raise typer.Exit(TERMINATED if summary.reason == TERMINATION else STOPPED)
+
+
+def _train_silently(config: Config) -> None:
+    """As a process that is not the first: what is to be said and written, the first one says and writes."""
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("luffy").setLevel(logging.ERROR)
+    from luffy.training import train as run_training
+
+    run_training(config)
 
 
 @application.command()

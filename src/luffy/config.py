@@ -45,6 +45,8 @@ FREE_KEYS = (
     "evaluation.",
     "methods",
     "tracker",
+    "processes",
+    "parallel.",
 )
 
 
@@ -177,13 +179,28 @@ class VllmConfig(Section):
         None, description="Longest prompt and completion together; empty: data.max_prompt_tokens and the completion."
     )
     eager: bool = Field(False, description="Compile nothing: a faster start, slower decoding.")
+    sleep: bool = Field(
+        False,
+        description="vllm: give its memory to the update while nothing is generated; the weights wait on the host.",
+    )
+    server: str | None = Field(
+        None, description="vllm_server: address of a running one, such as http://localhost:8000; empty: one is started."
+    )
+    exchange: str | None = Field(
+        None, description="vllm_server: folder that both sides see, for weights on their way; empty: in memory here."
+    )
+    bucket_mib: Count = Field(256, description="vllm_server: MiB of weights that are handed over at once.")
+    patience: Positive = Field(
+        900.0, description="Seconds without an answer: a server is asked again that long, then the run stops."
+    )
 
 
 class RolloutConfig(Section):
     """How the groups are made."""
 
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="What generates; vllm: in this process, on weights of its own (docs/engines.md)."
+    engine: Literal["transformers", "vllm", "vllm_server"] = Field(
+        "transformers",
+        description="What generates; vllm: vLLM in this process; vllm_server: in another one (docs/engines.md).",
     )
     group_size: int = Field(8, ge=2, description="Rollouts a problem, traces included.")
     traces: int = Field(1, ge=0, description="How many of them are traces, for methods that learn from traces in RL.")
@@ -210,15 +227,21 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _what_vllm_takes(self) -> RolloutConfig:
-        if self.engine == "vllm" and self.device is not None:
+        if self.engine == "transformers":
+            return self
+        if self.device is not None:
             raise ValueError("device is that of the transformers engine's copy; vLLM takes the policy's")
-        if self.engine == "vllm" and self.top_p < 1 and self.temperature != 1:
+        if self.top_p < 1 and self.temperature != 1:
             raise ValueError(
-                "engine 'vllm' gives no log-probs before top-p at a temperature other than 1: set rollout.top_p to 1, "
-                "rollout.temperature to 1, or rollout.engine to transformers"
+                f"engine {self.engine!r} gives no log-probs before top-p at a temperature other than 1: set "
+                "rollout.top_p to 1, rollout.temperature to 1, or rollout.engine to transformers"
             )
-        if self.engine == "vllm" and self.dtype == "float64":
-            raise ValueError("engine 'vllm' has no float64: set rollout.dtype to float32 or bfloat16")
+        if self.dtype == "float64":
+            raise ValueError(f"engine {self.engine!r} has no float64: set rollout.dtype to float32 or bfloat16")
+        if self.vllm.sleep and (self.ahead or self.engine == "vllm_server"):
+            raise ValueError("vllm.sleep is for rollout.engine=vllm with rollout.ahead=0: others have no time to sleep")
+        if self.engine == "vllm" and self.vllm.server:
+            raise ValueError("vllm.server is the address for rollout.engine=vllm_server")
         return self
 
     @model_validator(mode="after")
@@ -298,6 +321,28 @@ class PolicyConfig(Section):
     allow_pickle: bool = Field(False, description="Load weights that are stored as pickles, which can run code.")
 
 
+class ParallelConfig(Section):
+    """How several processes train together (docs/processes.md)."""
+
+    timeout: Positive = Field(1800.0, description="Seconds a process waits for the others before the run stops.")
+    sharding: Literal["none", "full"] = Field(
+        "none",
+        description="full: weights, gradients and AdamW's moments are split over the processes (FSDP2, ZeRO stage 3); "
+        "none: each process holds all of them (DDP).",
+    )
+    param_dtype: Literal["none", "bfloat16"] = Field(
+        "none",
+        description="With sharding: type in which weights are gathered and multiplied; none: their own. Gradients are "
+        "summed in float32, the weights that the optimizer changes keep `policy.dtype`.",
+    )
+
+    @model_validator(mode="after")
+    def _sharded(self) -> ParallelConfig:
+        if self.param_dtype != "none" and self.sharding == "none":
+            raise ValueError("param_dtype is that of split weights: set parallel.sharding to full")
+        return self
+
+
 class AdapterConfig(Section):
     """Low-rank adapters (LoRA): small matrices that are trained in place of the model's weights."""
 
@@ -370,7 +415,10 @@ class Config(Section):
         (),
         description="Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, mlflow, or a list of them.",
     )
-    processes: int = Field(1, ge=1, le=1, description="Training processes; this version trains in one.")
+    processes: Count | None = Field(
+        None, description="Training processes on this machine; empty: as many as were started (accelerate, torchrun)."
+    )
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
@@ -402,7 +450,15 @@ class Config(Section):
                 f"keep_best_checkpoints={self.keep_best_checkpoints} needs a score to go by: set evaluation.watch and "
                 "evaluation.every, and checkpoint_every to the same number of steps"
             )
+        if self.parallel.sharding == "full" and self.adapter.rank is not None:
+            raise ValueError(
+                "parallel.sharding=full does not split a model with an adapter yet: leave one of the two out"
+            )
         groups = self.problems_per_step
+        if (self.processes or 1) > groups:
+            raise ValueError(
+                f"processes ({self.processes}) is larger than problems_per_step ({groups}): some would never generate"
+            )
         if self.updates_per_step > groups:
             raise ValueError(f"updates_per_step ({self.updates_per_step}) is larger than problems_per_step ({groups})")
         return self

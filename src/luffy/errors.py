@@ -25,3 +25,7 @@ class ModelError(LuffyError, ValueError):
 
 class RunError(LuffyError, RuntimeError):
     """A run that cannot start, go on or be read: a foreign run folder, a full disk, too many failures in a row."""
+
+
+class EngineLostError(RunError):
+    """What generates is gone for good, and the policy is whole: a run leaves a checkpoint before it stops."""

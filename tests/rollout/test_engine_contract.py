@@ -5,18 +5,21 @@ import copy
 import pytest
 import torch
 
+from luffy.algorithm import truncated_importance_weights
 from luffy.errors import LuffyError
 from luffy.rollout import Sampling, TransformersEngine
 from small_engines import CONTEXT, EOS, PROMPTS, TOLERANCE, build_policy, gap, needs_vllm, open_vllm
 
+ENGINES = ["transformers", pytest.param("vllm", marks=needs_vllm), pytest.param("vllm_server", marks=needs_vllm)]
 
-@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=needs_vllm)])
+
+@pytest.fixture(scope="module", params=ENGINES)
 def opened(request, tmp_path_factory):
     policy = build_policy()
     if request.param == "transformers":
         engine = TransformersEngine(copy.deepcopy(policy), eos_ids=EOS, pad_id=0)
     else:
-        engine = open_vllm(tmp_path_factory.mktemp("policy"), policy)
+        engine = open_vllm(tmp_path_factory.mktemp("policy"), policy, request.param)
     yield engine, policy
     engine.close()
 
@@ -112,3 +115,39 @@ def test_a_prompt_without_room_for_an_answer_is_refused(engine, policy):
     with pytest.raises(LuffyError, match=r"\d"):
         engine.generate([[1] * (CONTEXT + 1)], 2, Sampling(20))
     assert gap(engine, policy, Sampling(20, seed=3)) < TOLERANCE  # and it goes on
+
+
+def test_importance_weights_take_rollouts_of_other_weights_to_the_policy(engine, policy):
+    """What `objective.importance_cap` does with the engine's log-probs, where its weights are not the policy's."""
+    stale = copy.deepcopy(policy)
+    with torch.no_grad():
+        stale.model.norm.weight.mul_(0.5)
+    engine.update_weights(stale)
+    (group,) = engine.generate(PROMPTS[:1], 2000, Sampling(1, seed=1))
+    tokens = torch.tensor([one.token_ids[0] for one in group])
+    theirs = torch.tensor([one.logprobs[0] for one in group])
+    ours = torch.log_softmax(policy(torch.tensor(PROMPTS[:1])).logits[0, -1], dim=0).detach()
+    weights = truncated_importance_weights(ours[tokens], theirs, cap=1e6)
+
+    def distance(weights):
+        """Of the share of each token among the completions, so weighted, from its probability."""
+        shares = torch.zeros_like(ours).index_add_(0, tokens, weights.float()) / len(tokens)
+        return float((shares - ours.exp()).abs().sum())
+
+    assert distance(weights) < 0.15 < distance(torch.ones_like(weights))
+    assert float(truncated_importance_weights(ours[tokens], theirs, cap=1.5).max()) == 1.5
+
+
+def test_an_adapter_arrives_merged_into_the_weights(engine):
+    pytest.importorskip("peft")
+    from luffy.config import AdapterConfig
+    from luffy.policy.adapters import add_adapter
+
+    policy = build_policy()
+    add_adapter(policy, AdapterConfig(rank=4), seed=0)
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05, generator=torch.Generator().manual_seed(1))
+    engine.update_weights(policy)
+    assert gap(engine, policy, Sampling(20, seed=3)) < TOLERANCE
+    assert gap(engine, build_policy(), Sampling(20, seed=3)) > 10 * TOLERANCE

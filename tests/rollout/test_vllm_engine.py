@@ -9,7 +9,7 @@ import torch
 from luffy.config import Config
 from luffy.errors import ConfigError, RunError
 from luffy.rollout import Sampling
-from luffy.rollout.vllm_engine import seed_of_prompt
+from luffy.rollout.vllm_settings import seed_of_prompt
 from small_engines import HAS_VLLM, PROMPTS, TOLERANCE, build_policy, gap, needs_vllm, open_vllm
 
 
@@ -59,3 +59,26 @@ def test_at_another_temperature_close_and_failed_updates(tmp_path):
     again = open_vllm(tmp_path, policy)
     assert gap(again, policy, Sampling(20, seed=3)) < TOLERANCE
     again.close()
+
+
+@needs_vllm
+def test_asleep_between_batches_it_draws_the_same_and_takes_new_weights(tmp_path):
+    """On a CPU vLLM goes through the whole of it and gives no memory back."""
+    policy, other = build_policy(), build_policy(1)
+    engine = open_vllm(tmp_path, policy, sleep=True)
+    assert engine._asleep == {"weights", "kv_cache"}
+    once, again = (engine.generate(PROMPTS, 2, Sampling(9, seed=1)) for _ in range(2))
+    assert once == again
+    assert engine._llm.llm_engine.is_sleeping()
+    engine.update_weights(other)
+    assert engine._asleep == {"kv_cache"}
+    assert gap(engine, other, Sampling(20, seed=3)) < TOLERANCE
+    engine.close()
+
+
+@needs_vllm
+def test_a_call_that_takes_long_is_named_in_the_log(tmp_path, caplog):
+    engine = open_vllm(tmp_path, build_policy(), patience=0.01)
+    engine.generate(PROMPTS, 8, Sampling(40, seed=1))
+    assert "vLLM has been at work for 0.01 s (rollout.vllm.patience)" in caplog.text
+    engine.close()

@@ -50,7 +50,7 @@ def needs_of(config: Config) -> Iterator[Finding]:
         if find_spec(tracker) is None:
             yield _need(f"tracker {tracker}", "not installed", "optional", "metrics.jsonl has everything")
     for key, engine in (("rollout.engine", config.rollout.engine), ("evaluation.engine", config.evaluation.engine)):
-        if engine == "vllm" and find_spec("vllm") is None:
+        if engine in ("vllm", "vllm_server") and find_spec("vllm") is None and not config.rollout.vllm.server:
             yield _need(key, "vllm is not installed", "missing", "pip install vllm")
     variable = config.evaluation.api_key_variable
     if config.evaluation.engine == "endpoint" and not os.environ.get(variable):

@@ -11,7 +11,7 @@ from luffy.errors import ModelError
 from luffy.evaluation.samplers import Sample
 from luffy.policy import load_tokenizer, model_folder
 from luffy.rollout import Sampling
-from luffy.rollout.vllm_engine import context_overrides, import_vllm
+from luffy.rollout.vllm_settings import context_overrides, import_vllm
 from luffy.types import Problem
 
 

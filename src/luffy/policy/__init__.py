@@ -1,7 +1,15 @@
 """The policy: load a model, score tokens, cut rows into micro-batches."""
 
 from luffy.policy.attention import AttentionPlan, no_mask, plan_attention
-from luffy.policy.batching import MicroBatch, PaddedRows, pad_rows, padding_fraction, split_packed, split_padded
+from luffy.policy.batching import (
+    MicroBatch,
+    PaddedRows,
+    deal_rows,
+    pad_rows,
+    padding_fraction,
+    split_packed,
+    split_padded,
+)
 from luffy.policy.load import (
     LoadedModel,
     check_context,
@@ -28,6 +36,7 @@ __all__ = [
     "TokenScores",
     "check_context",
     "context_of",
+    "deal_rows",
     "extend_context",
     "load_model",
     "load_tokenizer",

@@ -83,6 +83,34 @@ def padding_fraction(batches: Sequence[MicroBatch]) -> float:
     return sum(batch.padding for batch in batches) / computed if computed else 0.0
 
 
+def deal_rows(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], processes: int
+) -> list[list[int]]:
+    """Partition rows over processes, balanced by tokens; a process may get none.
+
+    A prompt's rows stay together, so that it is computed once, unless they are more than a quarter of a fair share.
+    Every process that deals the same rows finds the same shares.
+    """
+    if processes == 1:
+        return [list(range(len(prompts)))]
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    most = sum(lengths) / (4 * processes)
+    pieces: list[list[int]] = []
+    for members in rows_by_prompt(prompts).values():
+        pieces.append([])
+        for row in members:
+            if pieces[-1] and sum(lengths[one] for one in pieces[-1]) + lengths[row] > most:
+                pieces.append([])
+            pieces[-1].append(row)
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    loads = [0] * processes
+    for piece in sorted(pieces, key=lambda one: -sum(lengths[row] for row in one)):
+        lightest = loads.index(min(loads))
+        shares[lightest] += piece
+        loads[lightest] += sum(lengths[row] for row in piece)
+    return [sorted(share) for share in shares]
+
+
 @dataclass(frozen=True, slots=True)
 class PaddedRows:
     """Prompts followed by completions, padded on the right."""

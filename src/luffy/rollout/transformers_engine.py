@@ -24,6 +24,7 @@ from torch import Tensor
 from luffy.errors import ModelError
 from luffy.policy import context_of
 from luffy.policy.adapters import merged_weights
+from luffy.policy.sharding import is_split, whole
 from luffy.rollout.decoding import Decoder, PlainDecoder, SharedPromptDecoder, pick_decoder
 from luffy.rollout.engine import Sampling
 from luffy.rollout.packed_linear import packed_linears
@@ -185,4 +186,8 @@ def copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
     if lacking or different:
         raise ModelError(f"the engine's model is not that of the policy: {(lacking + different)[0]} differs.")
     once = {weight.data_ptr(): name for name, weight in ours.items()}.values()
-    torch._foreach_copy_([ours[name] for name in once], [theirs[name] for name in once])
+    if is_split(source):
+        for name in once:  # one after the other: all of them at once may not fit
+            ours[name].copy_(whole(theirs[name]))
+    else:
+        torch._foreach_copy_([ours[name] for name in once], [theirs[name] for name in once])

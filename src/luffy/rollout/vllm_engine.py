@@ -2,35 +2,43 @@
 
 Decisions, and why:
 - The engine lives in this process (no core process of vLLM's), so new weights are handed over as tensors, one after the
-  other as the policy yields them: vLLM's worker has a method for that, which repacks them for its kernels layer by
-  layer. There is no second whole copy on the way, and tied weights come once.
-- On a CPU vLLM multiplies with packed copies of weights, and its reloading packs what was loaded by name. An output
-  head tied to the embedding never is: it would go on with the old weights, so it is packed here.
+  other as the policy yields them, through vLLM's public weight-transfer interface with a receiver of ours
+  (rollout/vllm_receiver.py). There is no second whole copy on the way, and tied weights come once.
 - What vLLM keeps of prompts is forgotten after an update: it belongs to the old weights.
 - Each prompt has a seed of its own, made from the seed and the prompt's place in the whole batch.
 - vLLM counts log-probs either before the temperature or after temperature and top-p. Which one is that of the policy at
   the sampling temperature depends on the temperature of the run; where neither is, they are NaN, never a wrong number.
+- Nothing in this process can end a call of vLLM's that hangs. One that takes long is named in the log.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
+import logging
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from luffy.config import Config, PolicyConfig
-from luffy.errors import ConfigError, ModelError, RunError
-from luffy.policy import LoadedModel, context_of, extend_context, model_folder
+from luffy.config import Config
+from luffy.errors import ModelError, RunError
+from luffy.policy import LoadedModel, model_folder
 from luffy.rollout.engine import Sampling
+from luffy.rollout.vllm_plugin import BACKEND, register
+from luffy.rollout.vllm_settings import (
+    completion,
+    first_line,
+    import_vllm,
+    knows_logprobs,
+    model_settings,
+    named_weights,
+    request_settings,
+)
 from luffy.types import Completion
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Module
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 class VllmEngine:
@@ -40,31 +48,27 @@ class VllmEngine:
         """Load `config.model` into vLLM. Raises ConfigError without vLLM, ModelError where it cannot load the model."""
         self.version = 0  # updates of the weights so far
         self._eos_ids = list(loaded.eos_ids)
-        self._raw = config.rollout.temperature == 1  # log-probs before the temperature, else after it and top-p
         self._lock = threading.Lock()  # weights never change under a completion
         self._whole = True  # False: an update has failed half-way, so weights of two versions may be mixed
         self._owns_group = not _has_process_group()
+        self._patience = config.rollout.vllm.patience
+        self._sleeps = config.rollout.vllm.sleep
+        self._asleep: set[str] = set()  # what of vLLM's memory is given back
+        settings = model_settings(config, loaded)
+        self._logprobs_mode = settings["logprobs_mode"]
         vllm = import_vllm("rollout.engine=vllm")
+        register()
+        if self._sleeps and loaded.model.device.type == "cpu":
+            settings["enable_sleep_mode"] = False  # vLLM refuses it there
+            logger.warning("rollout.vllm.sleep: on a CPU vLLM goes to sleep and gives no memory back.")
         self._parameters = vllm.SamplingParams
-        dtype, overrides = _dtype(config, loaded), context_overrides(config.model, config.policy)
         try:
-            self._llm: Any = vllm.LLM(
-                model_folder(config.model),
-                dtype=dtype,
-                max_model_len=longest_row(config, loaded),
-                gpu_memory_utilization=config.rollout.vllm.memory_share,
-                kv_cache_memory_bytes=_bytes(config.rollout.vllm.cache_gib),
-                max_num_seqs=config.rollout.vllm.max_sequences,
-                enforce_eager=config.rollout.vllm.eager,
-                logprobs_mode="raw_logprobs" if self._raw else "processed_logprobs",
-                generation_config="vllm",  # no sampling settings from the model's folder
-                skip_tokenizer_init=True,
-                trust_remote_code=config.policy.trust_remote_code,
-                hf_overrides=overrides,
-                seed=config.seed,
-            )
+            transfer = vllm.config.WeightTransferConfig(backend=BACKEND)
+            self._llm: Any = vllm.LLM(model_folder(config.model), weight_transfer_config=transfer, **settings)
+            self._llm.init_weight_transfer_engine({"init_info": {}})
         except Exception as error:  # of any of its many parts
-            raise ModelError(f"{config.model}: vLLM cannot load it ({_first_line(error)}).") from None
+            raise ModelError(f"{config.model}: vLLM cannot load it ({first_line(error)}).") from None
+        self._sleep()
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
         """Draw n completions for each prompt; see `Engine.generate`.
@@ -76,12 +80,15 @@ class VllmEngine:
             self._refuse_unusable()
             requests = [{"prompt_token_ids": list(ids)} for ids in prompt_ids]
             drawn = n if sampling.temperature > 0 else 1  # vLLM refuses several greedy completions: they are all alike
-            settings = [self._settings(drawn, sampling, place) for place in range(len(requests))]
-            try:
+            settings = [
+                self._parameters(**request_settings(drawn, sampling, place, self._eos_ids))
+                for place in range(len(requests))
+            ]
+            with self._errors("vLLM failed while it generated"):
+                self._wake("weights", "kv_cache")
                 outputs = self._llm.generate(requests, settings, use_tqdm=False) if requests else []
-            except Exception as error:
-                raise RunError(f"vLLM failed while it generated ({_first_line(error)}).") from None
-        known = self._knows_logprobs(sampling)
+                self._sleep()
+        known = knows_logprobs(self._logprobs_mode, sampling)
         return [[_completion(one, known=known) for one in output.outputs] * (n // drawn) for output in outputs]
 
     def update_weights(self, policy: PreTrainedModel) -> None:
@@ -92,12 +99,12 @@ class VllmEngine:
         with self._lock:
             self._refuse_unusable()
             self._whole = False
-            try:
-                self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _weights(policy)})
-                self._llm.apply_model(pack_tied_heads)
+            with self._errors("vLLM does not take the policy's weights"):
+                self._wake("weights")
+                self._llm.start_weight_update()
+                self._llm.update_weights({"update_info": {"weights": named_weights(policy), "last": True}})
+                self._llm.finish_weight_update(str(self.version + 1))
                 forgotten = self._llm.reset_prefix_cache()
-            except Exception as error:
-                raise RunError(f"vLLM does not take the policy's weights ({_first_line(error)}).") from None
             if not forgotten:
                 raise RunError("vLLM still keeps keys and values of the weights before the update.")
             self._whole = True
@@ -121,106 +128,47 @@ class VllmEngine:
         if not self._whole:
             raise RunError("an update of vLLM's weights has failed, so weights of two versions may be mixed in it.")
 
-    def _settings(self, n: int, sampling: Sampling, place: int) -> Any:
-        return self._parameters(
-            n=n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=seed_of_prompt(sampling, place),
-            stop_token_ids=self._eos_ids,
-            ignore_eos=True,  # the ends are those of the run, whatever the model's folder says
-            logprobs=0,  # of the sampled token alone
-            detokenize=False,
-        )
+    def _sleep(self) -> None:
+        """Give memory back to the update: the cache, and the weights to the host's memory."""
+        if self._sleeps:
+            self._llm.sleep(level=1)
+            self._asleep = {"weights", "kv_cache"}
 
-    def _knows_logprobs(self, sampling: Sampling) -> bool:
-        """Whether vLLM's log-probs are those of the policy at the sampling temperature, before top-p."""
-        return sampling.temperature in (0, 1) if self._raw else sampling.temperature == 0 or sampling.top_p == 1
+    def _wake(self, *parts: str) -> None:
+        due = [part for part in parts if part in self._asleep]
+        if due:
+            self._llm.wake_up(due)
+            self._asleep -= set(due)
 
-
-def import_vllm(key: str) -> Any:
-    """The library, with its core in this process. key: what asks for it. Raises ConfigError where it is missing."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # it writes hundreds of lines about itself
-    try:
-        import vllm
-    except ImportError as error:
-        reason = "" if isinstance(error, ModuleNotFoundError) and error.name == "vllm" else f" ({_first_line(error)})"
-        raise ConfigError(
-            f"{key} needs the package vllm{reason}: pip install vllm (on a CPU: `make test-vllm` shows the versions)."
-        ) from None
-    return vllm
+    @contextmanager
+    def _errors(self, failed: str) -> Iterator[None]:
+        """What fails inside is a RunError; what takes longer than the patience is named in the log."""
+        late = threading.Timer(self._patience, _name_what_takes_long, (self._patience,))
+        late.daemon = True
+        late.start()
+        try:
+            yield
+        except Exception as error:
+            raise RunError(f"{failed} ({first_line(error)}).") from None
+        finally:
+            late.cancel()
 
 
-def longest_row(config: Config, loaded: LoadedModel) -> int:
-    """Tokens of prompt and completion that vLLM plans for: what the run may ask, within what the model reads."""
-    answer = max(config.rollout.max_tokens, config.evaluation.max_tokens or 0)
-    wanted = config.rollout.vllm.max_length or config.data.max_prompt_tokens + answer
-    context = context_of(loaded.model)
-    return wanted if context is None else min(wanted, context)
-
-
-def seed_of_prompt(sampling: Sampling, place: int) -> int:
-    """A seed for the prompt at this place, far from its neighbours: vLLM adds the number of the completion to it."""
-    text = f"{sampling.seed} {sampling.first + place}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 2
-
-
-def context_overrides(model: str, policy: PolicyConfig) -> dict[str, Any]:
-    """The keys of the model's configuration that `policy` changes."""
-    if policy.context_length is None and policy.rope_theta is None:
-        return {}
-    from transformers import AutoConfig
-
-    folder = model_folder(model)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=policy.trust_remote_code)
-    changed = extend_context(config, model, policy).to_dict()
-    return {key: changed[key] for key in ("max_position_embeddings", "rope_parameters") if key in changed}
-
-
-def pack_tied_heads(model: Module) -> None:
-    """Pack the output heads anew whose weight is another layer's; does nothing where vLLM keeps no packed copies."""
-    first_with: dict[int, Module] = {}
-    layer: Any  # of vLLM's classes
-    for layer in model.modules():
-        weight = getattr(layer, "weight", None)
-        if weight is None or not weight.numel() or first_with.setdefault(weight.data_ptr(), layer) is layer:
-            continue
-        if hasattr(layer, "cpu_linear"):
-            layer.quant_method.process_weights_after_loading(layer)
-
-
-def _weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights, one at a time; tied ones once."""
-    for name, weight in policy.named_parameters():
-        yield name, weight.detach()
-
-
-def _bytes(gib: float | None) -> int | None:
-    return None if gib is None else round(gib * 2**30)
-
-
-def _dtype(config: Config, loaded: LoadedModel) -> str:
-    wanted = config.rollout.dtype
-    dtype = str(loaded.model.dtype).removeprefix("torch.") if wanted == "auto" else wanted
-    if dtype == "float64":
-        raise ConfigError("rollout.engine=vllm has no float64: set rollout.dtype to float32 or bfloat16.")
-    return dtype
+def _name_what_takes_long(patience: float) -> None:
+    logger.warning(
+        "vLLM has been at work for %g s (rollout.vllm.patience) without coming back. In this process it cannot be "
+        "stopped but with the run, which goes on from its newest checkpoint; a server can: rollout.engine=vllm_server.",
+        patience,
+    )
 
 
 def _completion(output: Any, *, known: bool) -> Completion:
-    ids = tuple(output.token_ids)
-    steps = output.logprobs or ()
-    logprobs = (step[token].logprob if known else math.nan for token, step in zip(ids, steps, strict=True))
-    return Completion(ids, tuple(logprobs), output.finish_reason == "stop")
+    ids = output.token_ids
+    logprobs = (step[token].logprob for token, step in zip(ids, output.logprobs or (), strict=True))
+    return completion(ids, logprobs, output.finish_reason, known=known)
 
 
 def _has_process_group() -> bool:
     import torch.distributed as distributed
 
     return distributed.is_available() and distributed.is_initialized()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300] or type(error).__name__

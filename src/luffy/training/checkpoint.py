@@ -33,7 +33,9 @@ from luffy.errors import RunError
 from luffy.files import write_folder_whole, writing
 from luffy.policy import LoadedModel
 from luffy.policy.adapters import has_adapter, load_adapter, plain_copy, save_adapter
+from luffy.policy.sharding import split_like
 from luffy.training.learner import Learner
+from luffy.training.world import ALONE, World
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +72,23 @@ class Retention:
         return [path for path in checkpoints if path not in staying]
 
 
+@dataclass(frozen=True, slots=True)
+class WholeState:
+    """What was learned, each tensor whole; empty in a process that does not write."""
+
+    weights: Mapping[str, Tensor]  # by name
+    moments: Mapping[str, Tensor]  # AdamW's, by `index.name`; index: place of the parameter in the optimizer
+
+    @classmethod
+    def of(cls, learner: Learner) -> WholeState:
+        """Gather it; where the weights are split over processes, all of them take part."""
+        return cls(learner.wrapper.whole_weights(), learner.wrapper.whole_moments(learner.optimizer))
+
+
 def save_checkpoint(
     run: Path,
     loaded: LoadedModel,
-    learner: Learner,
+    state: WholeState,
     progress: Progress,
     keep: Retention,
     ahead: Mapping[str, Any] | None = None,
@@ -91,8 +106,8 @@ def save_checkpoint(
         if has_adapter(loaded.model):
             save_adapter(folder / "adapter", loaded.model, "")
         else:
-            save_model(folder / "model", loaded)
-        save_file(_moments(learner.optimizer), folder / "optimizer.safetensors")
+            save_model(folder / "model", loaded, state.weights)
+        save_file(dict(state.moments), folder / "optimizer.safetensors")
         if ahead is not None:
             (folder / "ahead.json").write_text(json.dumps(ahead), encoding="utf-8")
         (folder / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
@@ -150,10 +165,15 @@ def describe_last(run: Path) -> str:
     return f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
 
 
-def save_model(folder: Path, loaded: LoadedModel) -> None:
-    """Write model and tokenizer as a Hugging Face folder, an adapter merged into the weights."""
-    model = plain_copy(loaded.model) if has_adapter(loaded.model) else loaded.model
-    model.save_pretrained(folder)
+def save_model(folder: Path, loaded: LoadedModel, weights: Mapping[str, Tensor]) -> None:
+    """Write model and tokenizer as a Hugging Face folder, an adapter merged into the weights.
+
+    weights: the model's, by name, each of them whole.
+    """
+    if has_adapter(loaded.model):
+        plain_copy(loaded.model).save_pretrained(folder)
+    else:
+        loaded.model.save_pretrained(folder, state_dict=dict(weights))
     loaded.tokenizer.save_pretrained(folder)
 
 
@@ -184,26 +204,42 @@ def read_ahead(checkpoint: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text()))
 
 
-def load_weights(checkpoint: Path, loaded: LoadedModel) -> None:
-    """Put the weights of a checkpoint into the model. Raises RunError when they cannot be read."""
+def load_weights(checkpoint: Path, loaded: LoadedModel, world: World = ALONE) -> None:
+    """Put the weights of a checkpoint into the model; the first process reads them for all.
+
+    Raises RunError when they cannot be read.
+    """
+    model = loaded.model
+
+    def read() -> dict[str, Tensor]:
+        with _reading(checkpoint):
+            if has_adapter(model):
+                load_adapter(checkpoint / "adapter", model)
+                return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+            saved = type(model).from_pretrained(
+                checkpoint / "model", dtype=model.dtype, use_safetensors=True, local_files_only=True
+            )
+            return dict(saved.state_dict())
+
+    weights = world.tensors_from_main(read)
     with _reading(checkpoint):
-        if has_adapter(loaded.model):
-            load_adapter(checkpoint / "adapter", loaded.model)
-            return
-        saved = type(loaded.model).from_pretrained(
-            checkpoint / "model", dtype=loaded.model.dtype, use_safetensors=True, local_files_only=True
-        )
-        loaded.model.load_state_dict(saved.state_dict())
+        model.load_state_dict(weights, strict=not has_adapter(model))
 
 
 def load_optimizer(checkpoint: Path, learner: Learner) -> None:
     """Put AdamW's moments of a checkpoint into the learner's optimizer. Raises RunError when they cannot be read."""
-    with _reading(checkpoint):
-        moments = load_file(checkpoint / "optimizer.safetensors")
+
+    def read() -> dict[str, Tensor]:
+        with _reading(checkpoint):
+            return load_file(checkpoint / "optimizer.safetensors")
+
+    moments = learner.world.tensors_from_main(read)
     for index, parameter in enumerate(_parameters(learner.optimizer)):
         if f"{index}.step" in moments:
             learner.optimizer.state[parameter] = {
-                name: moments[f"{index}.{name}"].to(parameter.device) for name in ("step", "exp_avg", "exp_avg_sq")
+                "step": moments[f"{index}.step"].to(parameter.device),
+                "exp_avg": split_like(moments[f"{index}.exp_avg"], parameter),
+                "exp_avg_sq": split_like(moments[f"{index}.exp_avg_sq"], parameter),
             }
 
 
@@ -239,14 +275,6 @@ def _reading(checkpoint: Path) -> Iterator[None]:
     except Exception as error:  # OSError, SafetensorError, RuntimeError for other shapes, KeyError, ...
         reason = " ".join(str(error).split("\n")[:3]).strip()
         raise RunError(f"{checkpoint}: cannot be read ({reason}). Delete it to use the one before.") from None
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": value.detach().cpu().contiguous()
-        for index, parameter in enumerate(_parameters(optimizer))
-        for name, value in optimizer.state.get(parameter, {}).items()
-    }
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

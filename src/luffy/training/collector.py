@@ -20,6 +20,7 @@ from luffy.rollout import Engine
 from luffy.training.clock import Clock
 from luffy.training.draw import ProblemRow
 from luffy.training.groups import Submit, assign_advantages, collect_groups, has_signal, refuse_failing_verifier
+from luffy.training.world import ALONE, World
 from luffy.types import Group, Rollout
 
 if TYPE_CHECKING:
@@ -69,9 +70,10 @@ class Collector:
         tokenizer: PreTrainedTokenizerBase,
         config: Config,
         vocabulary: int | None = None,
+        world: World = ALONE,
     ) -> None:
         """vocabulary: tokens that the model knows; an engine that returns others is refused."""
-        self.vocabulary = vocabulary
+        self.vocabulary, self.world = vocabulary, world
         self.row, self.engine, self.submit, self.tokenizer = row, engine, submit, tokenizer
         self.config, self.method = config, METHODS[config.method]
         self.ready: Batch | None = None  # of the next step, if it was collected ahead
@@ -117,6 +119,7 @@ class Collector:
                 clock=clock,
                 attempt=attempt,
                 vocabulary=self.vocabulary,
+                world=self.world,
             )
             refuse_failing_verifier(groups, self.config.reward.max_failures)
             assign_advantages(groups, self.method, self.config)

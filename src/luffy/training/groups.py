@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,7 @@ from luffy.errors import RunError
 from luffy.rollout import Engine, Sampling, stream
 from luffy.training.clock import Clock
 from luffy.training.draw import seed_of
+from luffy.training.world import ALONE, World, in_order
 from luffy.types import Completion, Group, Rollout
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def collect_groups(
     clock: Clock,
     attempt: int = 0,
     vocabulary: int | None = None,
+    world: World = ALONE,
 ) -> list[Group]:
     """Sample rollouts for each problem, verify them, and let the traces join as the method says.
 
@@ -59,25 +62,32 @@ def collect_groups(
     attempt: how often problems of this step have been sampled before; like the step it decides what is sampled.
     vocabulary: tokens that the model knows. Raises RunError where the engine returns others, or too few completions.
     A group always has `rollout.group_size` members: a problem with fewer traces than asked for gets more rollouts.
+    world: each process samples and verifies its share of the problems; all of them return all groups.
     """
     traces = [_choose_traces(problem, method, config, step) for problem in problems]
     counts = [config.rollout.group_size - len(chosen) for chosen in traces]
-    sampled: dict[int, _Sampled] = {}
-    with clock("generate"):
-        for index, completions in _sample(problems, counts, engine, config, step, attempt):
-            if vocabulary is not None:
-                _refuse_unknown_tokens(completions, vocabulary)
-            texts = [decode(completion, tokenizer) for completion in completions]
-            with clock("verify"):
-                sampled[index] = _Sampled(
-                    completions, texts, _submit_finished(problems[index], completions, texts, submit)
-                )
-    groups = []
-    with clock("verify"):
-        for index, (problem, expert) in enumerate(zip(problems, traces, strict=True)):
-            own = sampled[index].rollouts(problem)
-            groups.append(Group(problem.problem, own + [trace_rollout(problem, trace) for trace in expert]))
-    return groups
+    share = world.share(len(problems))
+
+    def rollouts_of_share() -> list[list[Rollout]]:
+        sampled: dict[int, _Sampled] = {}
+        with clock("generate"):
+            for index, completions in _sample(problems, counts, share, engine, config, step, attempt):
+                if vocabulary is not None:
+                    _refuse_unknown_tokens(completions, vocabulary)
+                texts = [decode(completion, tokenizer) for completion in completions]
+                with clock("verify"):
+                    sampled[index] = _Sampled(
+                        completions, texts, _submit_finished(problems[index], completions, texts, submit)
+                    )
+        with clock("verify"):
+            return [sampled[index].rollouts(problems[index]) for index in share]
+
+    with clock("gather") if world.size > 1 else nullcontext():
+        own = in_order(world.together(rollouts_of_share))
+    return [
+        Group(problem.problem, rollouts + [trace_rollout(problem, trace) for trace in expert])
+        for problem, rollouts, expert in zip(problems, own, traces, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +195,24 @@ def _choose_traces(problem: EncodedProblem, method: Method, config: Config, step
 def _sample(
     problems: Sequence[EncodedProblem],
     counts: Sequence[int],
+    share: range,
     engine: Engine,
     config: Config,
     step: int,
     attempt: int,
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """(Problem index, completions) in any order; one engine call for each number of rollouts (nearly always one)."""
-    for count in sorted(set(counts)):
-        chosen = [index for index, wanted in enumerate(counts) if wanted == count]
+    """(Problem index, completions) of the share, in any order; an engine call for each number of rollouts.
+
+    That is nearly always one. What is sampled depends on the place among all problems of that number.
+    """
+    for count in sorted({counts[index] for index in share}):
+        chosen = [index for index in share if counts[index] == count]
         sampling = Sampling(
             max_tokens=config.rollout.max_tokens,
             temperature=config.rollout.temperature,
             top_p=config.rollout.top_p,
             seed=seed_of("sample", config.seed, step, count, *([attempt] if attempt else [])),
+            first=sum(wanted == count for wanted in counts[: share.start]),
         )
         for place, completions in stream(engine, [problems[index].prompt_ids for index in chosen], count, sampling):
             yield chosen[place], completions

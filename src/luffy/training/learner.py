@@ -3,6 +3,9 @@
 What an optimizer step learns from is divided by one normaliser over all its rows, whatever micro-batches they are
 computed in: K micro-batches equal one batch exactly, for reinforcement and for supervised learning alike. Means of
 means over micro-batches, a published defect of SFT baselines (arXiv 2604.23747), cannot arise.
+
+Of several processes each knows all rows and computes its share; gradients and sums are added up over them. One with
+fewer micro-batches than another computes blank ones, whose gradient is zero, so that all meet where gradients are sent.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +25,24 @@ from torch import Tensor
 from luffy.algorithm import METHODS, Phase, policy_loss, supervised_loss
 from luffy.config import Config
 from luffy.errors import RunError
-from luffy.policy import LoadedModel, Loss, MicroBatch, Scorer, TokenScores, padding_fraction, pick_autocast
+from luffy.policy import (
+    LoadedModel,
+    Loss,
+    MicroBatch,
+    Scorer,
+    TokenScores,
+    padding_fraction,
+    pick_autocast,
+)
 from luffy.policy.adapters import adapter_disabled, has_adapter
 from luffy.policy.precision import Autocast
+from luffy.policy.sharding import clip_gradients
+from luffy.training.dealing import Round, deal, rounds
 from luffy.training.draw import seed_of
 from luffy.training.rows import Row, TokenTable, reinforcement_rows, supervised_rows, texts
 from luffy.training.schedule import learning_rate
+from luffy.training.world import ALONE, World
+from luffy.training.wrapper import Wrapper
 from luffy.types import Group, Rollout
 
 Metrics = dict[str, float]
@@ -37,15 +52,16 @@ BAD_STEPS_IN_A_ROW = 3
 class Learner:
     """Holds the policy, its optimizer, and takes optimizer steps."""
 
-    def __init__(self, loaded: LoadedModel, config: Config) -> None:
+    def __init__(self, loaded: LoadedModel, config: Config, world: World = ALONE) -> None:
         """The optimizer is made anew by `start_phase`."""
-        self.config = config
+        self.config, self.world = config, world
         self.method = METHODS[config.method]
         self.policy = loaded.model
         self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
         self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = _scorer(loaded, config, self.autocast)
         self.reference = _reference(loaded, config, self.autocast) if config.objective.kl_coefficient else None
+        self.wrapper = Wrapper(self.scorer, self.reference, config, world)
         self.tokens_trained = 0
         self.skipped_in_a_row = 0
         self.phase_begin = -1  # no phase has begun
@@ -55,6 +71,7 @@ class Learner:
         settings = self.config.optimizer
         self.peak = settings.learning_rate if phase == "rl" else self.config.sft.learning_rate
         self.phase, self.phase_begin, self.phase_steps = phase, begin, steps
+        self.wrapper.wrap(self.accelerator)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
             lr=self.peak,
@@ -62,7 +79,7 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.module, self.optimizer = self.accelerator.prepare(self.scorer, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
 
     def update(self, groups: Sequence[Group], step: int) -> Metrics:
         """Reinforcement: learn from groups whose advantages are assigned. step: from 0 within the phase."""
@@ -72,7 +89,8 @@ class Learner:
             for k in range(count)
         ]
         if count > 1:
-            self._remember_old_logprobs([row for batch in batches for row in batch])
+            for rows in batches:  # one after the other, as they will be dealt to the processes
+                self._remember_old_logprobs(rows)
         return self._steps(batches, step)
 
     def imitate(self, traces: Sequence[Rollout], step: int) -> Metrics:
@@ -86,7 +104,9 @@ class Learner:
         torch.manual_seed(seed_of("update", self.config.seed, step))  # of dropout, in a model that has it
         totals: dict[str, float] = defaultdict(float)
         for rows in batches:
-            for name, value in self._optimizer_step(rows, step).items():
+            with self.world.lost_are_named():
+                step_totals = self._optimizer_step(rows, step)
+            for name, value in step_totals.items():
                 totals[name] += value
         metrics = _summarise(totals, len(batches))
         if self.tokens_trained > tokens_before:
@@ -98,23 +118,28 @@ class Learner:
     def _optimizer_step(self, rows: Sequence[Row], step: int) -> dict[str, float]:
         """One optimizer step on all rows, in micro-batches. Returns sums over its tokens."""
         self.policy.train(self.config.policy.gradient_checkpointing or self.config.adapter.dropout > 0)
-        totals: dict[str, float] = defaultdict(float)
-        micro_batches = self._micro_batches(rows)
-        for batch in micro_batches:
-            loss, stats = self._loss([rows[index] for index in batch.rows])
-            self.accelerator.backward(loss)
-            totals["loss"] += loss.item()
-            for name, value in stats.items():
-                totals[name] += value
+        own: dict[str, float] = defaultdict(float)
+        for one in self._rounds(rows):
+            with self.wrapper.sums(last=one.last):
+                loss, stats = self._loss(one.rows)
+                self.wrapper.backward(loss)
+            if not one.blank:
+                own["loss"] += loss.item()
+                for name, value in stats.items():
+                    own[name] += value
+        totals = defaultdict(float, self.world.sums(own))
         self.tokens_trained += sum(row.length for row in rows)
         self.policy.eval()
         applied = self._apply_gradient(step, totals["loss"] + totals["engine_gap"])
         measured = {} if applied["skipped"] else totals  # nothing that is not finite gets into the metrics
-        return {**measured, **applied, "padding_fraction": padding_fraction(micro_batches)}
+        everywhere = [batch for share in self._deal(rows) for batch in share]
+        return {**measured, **applied, "padding_fraction": padding_fraction(everywhere)}
 
-    def _micro_batches(self, rows: Sequence[Row]) -> list[MicroBatch]:
-        prompts, completions = texts(rows)
-        return self.scorer.micro_batches(prompts, completions, self.config.policy.token_budget) if rows else []
+    def _rounds(self, rows: Sequence[Row]) -> Iterator[Round]:
+        return rounds(rows, self._deal(rows), self.world.rank)
+
+    def _deal(self, rows: Sequence[Row]) -> list[list[MicroBatch]]:
+        return deal(rows, self.scorer, self.world.size, self.config.policy.token_budget)
 
     def _apply_gradient(self, step: int, numbers: float) -> dict[str, float]:
         """Take the step, unless its gradient is not finite, or `numbers`: the loss and what it was made of."""
@@ -127,10 +152,11 @@ class Learner:
             group["lr"] = learning_rate(
                 step, peak=self.peak, schedule=schedule, warmup_steps=warmup, steps=self.phase_steps
             )
+        self.wrapper.settle()
         for parameter in self.policy.parameters():  # no row may have contributed: a gradient of zero, not of None
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = float(self.accelerator.clip_grad_norm_(self.policy.parameters(), settings.max_gradient_norm))
+        norm = clip_gradients(self.policy.parameters(), settings.max_gradient_norm)
         finite = math.isfinite(norm) and math.isfinite(numbers)
         if finite:
             self.optimizer.step()
@@ -200,7 +226,7 @@ class Learner:
         loss: Loss | None = None,
     ) -> TokenScores:
         wanted = self.config.objective.entropy_coefficient > 0 if entropy_gradient is None else entropy_gradient
-        scores: TokenScores = (scorer or self.module)(
+        scores: TokenScores = (scorer or self.wrapper.module)(
             *texts(rows),
             temperature=1.0 if self.phase == "sft" else self.config.rollout.temperature,
             entropy_gradient=wanted,
@@ -213,8 +239,8 @@ class Learner:
         """One pass before the first of several updates, where truncated importance sampling needs it."""
         if self.config.objective.importance_cap is None:
             return
-        for micro_batch in self._micro_batches(rows):
-            batch = [rows[index] for index in micro_batch.rows]
+        for one in self._rounds(rows):
+            batch = one.rows
             logprobs = self._score(batch, entropy_gradient=False).logprobs
             parts = logprobs.split([len(row.rollout.completion_ids) for row in batch])
             for row, part in zip(batch, parts, strict=True):

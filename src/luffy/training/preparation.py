@@ -13,7 +13,7 @@ import torch
 from luffy.algorithm import METHODS
 from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, EncodedTrace, LoadedProblems, prepare_problems
-from luffy.errors import DataError, ModelError
+from luffy.errors import ConfigError, DataError, ModelError
 from luffy.policy import LoadedModel, check_context
 from luffy.policy.adapters import has_adapter, plain_copy
 from luffy.policy.precision import Autocast
@@ -24,6 +24,7 @@ from luffy.training.collector import Batch, Collector
 from luffy.training.draw import ProblemRow
 from luffy.training.groups import Submit
 from luffy.training.plan import plan_phases
+from luffy.training.world import ALONE, World
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,14 +69,26 @@ def prepare_data(
     return prepared.problems, traces
 
 
-def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast) -> Engine:
-    """What generates: on the policy itself, or on a copy. autocast: type of the update's products, if not its own."""
+def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast, *, sharded: bool = False) -> Engine:
+    """What generates: on the policy itself, or on a copy. autocast: type of the update's products, if not its own.
+
+    sharded: the policy will be split over processes, so that none could generate with it by itself.
+    """
+    if config.rollout.engine != "transformers" and _shares_the_work():
+        raise ConfigError(
+            f"rollout.engine={config.rollout.engine} is for one training process so far: set rollout.engine to "
+            "transformers, or processes to 1."
+        )
     if config.rollout.engine == "vllm":
         from luffy.rollout.vllm_engine import VllmEngine
 
         return VllmEngine(config, loaded)
+    if config.rollout.engine == "vllm_server":
+        from luffy.rollout.vllm_server import VllmServerEngine
+
+        return VllmServerEngine(config, loaded)
     return TransformersEngine(
-        _generating_model(config, loaded.model, autocast),
+        _generating_model(config, loaded.model, autocast, sharded),
         eos_ids=loaded.eos_ids,
         pad_id=loaded.pad_id,
         batch_tokens=config.rollout.batch_tokens,
@@ -91,6 +104,7 @@ def open_collector(
     engine: Engine,
     submit: Submit,
     loaded: LoadedModel,
+    world: World = ALONE,
 ) -> Collector:
     """Makes the batches of the reinforcement phase, from where the progress says that it is.
 
@@ -113,18 +127,19 @@ def open_collector(
         tokenizer=loaded.tokenizer,
         config=config,
         vocabulary=loaded.model.get_input_embeddings().num_embeddings,
+        world=world.apart(),
     )
-    record = read_ahead(checkpoint) if checkpoint else None
+    record = world.from_main(lambda: read_ahead(checkpoint)) if checkpoint else None
     collector.ready = Batch.of(record, problems) if record else None
     return collector
 
 
-def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocast) -> PreTrainedModel:
-    """The policy itself, or a copy: one of another type, or one that generates while the policy changes."""
+def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocast, sharded: bool) -> PreTrainedModel:
+    """The policy itself, or a copy: of another type, whole beside a split policy, or generating while it changes."""
     wanted = config.rollout
     by_products = torch.bfloat16 if autocast == "bfloat16" else policy.dtype
     dtype = by_products if wanted.dtype == "auto" else getattr(torch, wanted.dtype)
-    if not wanted.ahead and dtype == policy.dtype:
+    if not wanted.ahead and not sharded and dtype == policy.dtype:
         return policy
     try:
         device = torch.device(wanted.device) if wanted.device else policy.device
@@ -140,3 +155,7 @@ def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocas
             policy.device,
         )
     return model
+
+
+def _shares_the_work() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from luffy.config import Config, completion_format
 from luffy.data.prompts import format_in_use
-from luffy.errors import RunError
+from luffy.errors import EngineLostError, RunError
 from luffy.evaluation import Benchmark, EngineSampler, measure
 from luffy.files import write_folder_whole
 from luffy.policy import LoadedModel
@@ -20,13 +22,14 @@ from luffy.policy.adapters import has_adapter, save_adapter
 from luffy.reward.graders import Graders
 from luffy.rollout import Engine
 from luffy.training.card import model_card, shown_place
-from luffy.training.checkpoint import Progress, Retention, describe_last, save_checkpoint, save_model
+from luffy.training.checkpoint import Progress, Retention, WholeState, describe_last, save_checkpoint, save_model
 from luffy.training.collector import Batch, Collector
 from luffy.training.first_batch import describe_mismatch
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics
 from luffy.training.plan import Step, plan_phases
 from luffy.training.run_folder import RunFolder, RunSummary
+from luffy.training.shared_sampler import SharedSampler
 from luffy.types import Group
 
 logger = logging.getLogger(__name__)
@@ -86,7 +89,8 @@ class Recorder:
 
     def evaluate(self, benchmarks: Sequence[Benchmark] | None = None) -> None:
         """Measure the policy as it is; None: on all benchmarks."""
-        sampler = EngineSampler(self.parts.engine, self.parts.loaded.tokenizer, self.config.data.template)
+        whole = EngineSampler(self.parts.engine, self.parts.loaded.tokenizer, self.config.data.template)
+        sampler = SharedSampler(whole, self.parts.learner.world)
         for benchmark in self.benchmarks if benchmarks is None else benchmarks:
             result = measure(benchmark, sampler=sampler, graders=self.parts.graders, config=self.config)
             self.folder.write_generations(self.progress.step, benchmark.name, result.generations)
@@ -120,12 +124,15 @@ class Recorder:
     def failed(self, error: RunError) -> RunError:
         """The error, completed by the checkpoint to go on from; leaves word of it, as far as the disk lets us."""
         with contextlib.suppress(RunError):
+            if isinstance(error, EngineLostError) and self._is_whole():
+                self._save_checkpoint()
             self.summarise("failed")
         return RunError(f"{error} {describe_last(self.folder.path)}")
 
     def stop(self, reason: str) -> RunSummary:
         """Leave a checkpoint to go on from."""
         self._save_checkpoint()
+        self._meet()
         logger.warning("stopped after step %d (%s); the same command goes on from there.", self.progress.step, reason)
         return self.summarise("stopped", reason)
 
@@ -133,12 +140,23 @@ class Recorder:
         """Evaluate, and leave the trained model."""
         self.evaluate()
         self._count_seconds()
-        if has_adapter(self.parts.loaded.model):
-            write_folder_whole(self.folder.path / "adapter", self._fill_adapter)
-        write_folder_whole(self.folder.path / "model", self._fill_model)
+        weights = self.parts.learner.wrapper.whole_weights()
+        if self._writes:
+            if has_adapter(self.parts.loaded.model):
+                write_folder_whole(self.folder.path / "adapter", self._fill_adapter)
+            write_folder_whole(self.folder.path / "model", lambda folder: self._fill_model(folder, weights))
+        self._meet()
         return self.summarise("finished")
 
     # -- parts of the above
+
+    @property
+    def _writes(self) -> bool:
+        return self.parts.learner.world.main
+
+    def _meet(self) -> None:
+        """Wait until the process that writes has written."""
+        self.parts.learner.world.gather(None)
 
     def _count(self, step: Step, groups: Sequence[Group]) -> None:
         rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -149,6 +167,13 @@ class Recorder:
         self.progress.verifier_failures += sum(rollout.failure is not None for rollout in rollouts)
         self.progress.tokens_trained = self.parts.learner.tokens_trained
         self.progress.skipped_in_a_row = self.parts.learner.skipped_in_a_row
+        row = self.parts.collector.row
+        self.progress.problems_drawn, self.progress.solved = row.position, dict(row.visits)
+
+    def _is_whole(self) -> bool:
+        """Whether the policy is that of the newest recorded step, and this process may save it by itself."""
+        trained = self.parts.learner.tokens_trained
+        return self.parts.learner.world.size == 1 and self.progress.step > 0 and trained == self.progress.tokens_trained
 
     def _count_seconds(self) -> None:
         self.progress.seconds = self._seconds_before + time.perf_counter() - self._began
@@ -189,12 +214,14 @@ class Recorder:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
+        state = WholeState.of(self.parts.learner)
+        if not self._writes:
+            return
         collector = self.parts.collector
-        self.progress.problems_drawn, self.progress.solved = collector.row.position, collector.row.visits
         self.folder.flush()
         keep = Retention(self.config.keep_checkpoints, self.config.keep_best_checkpoints, self._scores())
         ahead = collector.ready.record() if collector.ready else None
-        save_checkpoint(self.folder.path, self.parts.loaded, self.parts.learner, self.progress, keep, ahead)
+        save_checkpoint(self.folder.path, self.parts.loaded, state, self.progress, keep, ahead)
 
     def _scores(self) -> dict[int, float]:
         """Accuracy on the first watched set by step, where it is asked which checkpoint is best."""
@@ -207,8 +234,8 @@ class Recorder:
     def _fill_adapter(self, folder: Path) -> None:
         save_adapter(folder, self.parts.loaded.model, shown_place(self.config.model))
 
-    def _fill_model(self, folder: Path) -> None:
-        save_model(folder, self.parts.loaded)
+    def _fill_model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save_model(folder, self.parts.loaded, weights)
         (folder / "README.md").write_text(model_card(self.config, self.progress, self.evaluations), encoding="utf-8")
 
 

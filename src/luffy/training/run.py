@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from luffy.config import Config
 from luffy.data import LoadedProblems
@@ -12,6 +13,7 @@ from luffy.evaluation import Benchmark
 from luffy.policy import load_model
 from luffy.policy.adapters import add_adapter, check_adapter
 from luffy.reward.graders import Graders
+from luffy.rollout import Engine
 from luffy.training.checkpoint import Progress, load_optimizer, load_weights, read_progress, take_up_checkpoint
 from luffy.training.draw import draw, seed_of
 from luffy.training.groups import trace_rollout
@@ -21,6 +23,7 @@ from luffy.training.plan import Step, plan_phases
 from luffy.training.preparation import open_collector, open_engine, prepare_data
 from luffy.training.recorder import OnStep, Parts, Recorder
 from luffy.training.run_folder import RunFolder, RunSummary
+from luffy.training.world import ALONE, World
 from luffy.types import Rollout
 
 logger = logging.getLogger(__name__)
@@ -37,9 +40,11 @@ class Run:
         benchmarks: Sequence[Benchmark],
         graders: Graders,
         on_step: OnStep | None,
+        world: World = ALONE,
     ) -> None:
         self.config, self.folder, self.source = config, folder, source
         self.benchmarks, self.graders, self.on_step = benchmarks, graders, on_step
+        self.world = world
         self.phases = plan_phases(config)
 
     @property
@@ -64,18 +69,24 @@ class Run:
             add_adapter(loaded.model, self.config.adapter, seed=seed_of("adapter", self.config.seed))
         pool = self.graders.pool()
         problems, self.traces = prepare_data(self.config, self.source, loaded, pool.verify_all)
-        self.learner = Learner(loaded, self.config)
-        self.engine = open_engine(self.config, loaded, self.learner.autocast)
-        self.checkpoint = take_up_checkpoint(self.folder.path)
-        progress = read_progress(self.checkpoint) if self.checkpoint else Progress()
+        self.learner = Learner(loaded, self.config, self.world)
+        self.engine = open_engine(self.config, loaded, self.learner.autocast, sharded=self.learner.wrapper.sharded)
+        self.checkpoint, progress = self.world.from_main(self._take_up)
         if self.checkpoint:
-            load_weights(self.checkpoint, loaded)
+            load_weights(self.checkpoint, loaded, self.world)
             self.engine.update_weights(loaded.model)
         self.learner.tokens_trained = progress.tokens_trained
         self.learner.skipped_in_a_row = progress.skipped_in_a_row
         self.folder.cut_after(progress.step if self.checkpoint else -1)
         self.collector = open_collector(
-            self.config, problems, progress, self.checkpoint, engine=self.engine, submit=pool.submit, loaded=loaded
+            self.config,
+            problems,
+            progress,
+            self.checkpoint,
+            engine=self.engine,
+            submit=pool.submit,
+            loaded=loaded,
+            world=self.world,
         )
         self.look = Look(self.config, self.folder, self.learner.scorer, loaded.tokenizer, self.traces)
         parts = Parts(loaded, self.learner, self.engine, self.collector, self.graders)
@@ -85,6 +96,16 @@ class Run:
         else:
             self.recorder.evaluate()
         self.recorder.summarise("running")
+
+    def _take_up(self) -> tuple[Path | None, Progress]:
+        checkpoint = take_up_checkpoint(self.folder.path)
+        return checkpoint, read_progress(checkpoint) if checkpoint else Progress()
+
+    def close(self) -> None:
+        """Free what the engine holds, if it was opened."""
+        engine: Engine | None = getattr(self, "engine", None)  # absent where preparing failed before
+        if engine is not None:
+            engine.close()
 
     def steps_left(self) -> Iterator[Step]:
         """The steps not yet done; each phase begins with an optimizer of its own."""

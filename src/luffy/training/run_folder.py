@@ -30,6 +30,7 @@ from luffy.algorithm import METHODS
 from luffy.config import Config, differing_keys, flatten
 from luffy.errors import RunError
 from luffy.files import append_line, flush, read_lines, remove, write_lines, write_whole
+from luffy.training.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,12 @@ class RunSummary:
 class RunFolder:
     """Opens, locks and writes one run folder."""
 
-    def __init__(self, config: Config, *, digest: str) -> None:
-        """digest: of the training data. Raises RunError when the folder holds another run or is in use."""
+    def __init__(self, config: Config, *, digest: str, processes: int = 1) -> None:
+        """digest: of the training data. processes: that train together.
+
+        Raises RunError when the folder holds another run or is in use.
+        """
+        self._processes = processes
         self.path = Path(config.output)
         self.config = config
         self.differences: list[str] = []  # what a run that has begun is gone on with, other than what it began with
@@ -174,7 +179,7 @@ class RunFolder:
             "config": self.config.model_dump(mode="json"),
             "data_digest": digest,
             "versions": library_versions(),
-            "hardware": hardware(),
+            "hardware": hardware() | {"processes": self._processes},
         }
         if path.exists() and self._has_begun():
             earlier = self._refuse_other_run(path, digest)
@@ -218,6 +223,61 @@ class RunFolder:
                 "Choose another output= or delete the folder."
             )
         return earlier
+
+
+class UnwrittenFolder(RunFolder):
+    """The run folder of a process that is not the first: nothing is read from it or written to it."""
+
+    def __init__(self, config: Config) -> None:
+        self.path, self.config = Path(config.output), config
+        self.differences: list[str] = []
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def summary(self) -> RunSummary | None:
+        """The first process tells."""
+        return None
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """The first process does."""
+
+    def append_metrics(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """The first process does."""
+
+    def append_evaluation(self, record: Mapping[str, Any]) -> None:
+        """The first process does."""
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """What is known of them, only the first process needs."""
+        return []
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def write_rollouts(self, step: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """The first process does."""
+
+    def write_traces(self, step: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """The first process does."""
+
+    def write_generations(self, step: int, benchmark: str, records: Iterable[Mapping[str, Any]]) -> None:
+        """The first process does."""
+
+    def cut_after(self, step: int) -> None:
+        """The first process does."""
+
+
+def open_folder(config: Config, digest: str, world: World) -> RunFolder:
+    """The folder as this process of the run has it. Raises RunError on all processes where it cannot be used."""
+    opened: list[RunFolder] = []
+    try:
+        world.from_main(lambda: opened.append(RunFolder(config, digest=digest, processes=world.size)))
+    except BaseException:
+        for folder in opened:
+            folder.close()
+        raise
+    return opened[0] if opened else UnwrittenFolder(config)
 
 
 _LOCKS: weakref.WeakSet[IO[str]] = weakref.WeakSet()

@@ -1,0 +1,253 @@
+"""Methods x processes x wrappers: the same weights after three steps as one process?
+
+    python benchmarks/processes.py            # prints the table, writes benchmarks/results/processes.json
+
+Wrappers: ddp (each process holds all weights) and fsdp2 (weights, gradients and moments are split).
+
+A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
+without signal, micro-batches of few tokens. What is compared are all weights, in float64 (to 1e-9) and float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "processes.json"
+STEPS = 3
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4}  # of the largest difference of a weight; AdamW divides by tiny numbers
+VOCABULARY = 40
+SETTINGS: dict[str, Any] = {
+    "rollout.max_tokens": 40,
+    "optimizer.learning_rate": 1e-3,
+    "sft.learning_rate": 1e-3,
+    "sft.schedule": "constant",
+    "policy.token_budget": 30,  # so that a process has several micro-batches
+}
+VARIANTS: dict[str, dict[str, Any]] = {  # beside the methods: what else goes through the wrappers
+    "luffy, 2 updates, capped": {"method": "luffy", "updates_per_step": 2, "objective.importance_cap": 1.5},
+    "luffy, entropy and KL": {
+        "method": "luffy",
+        "objective.entropy_coefficient": 0.1,
+        "objective.kl_coefficient": 0.1,
+    },
+    "luffy, recomputed activations": {"method": "luffy", "policy.gradient_checkpointing": True},
+}
+
+
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp2": {"parallel.sharding": "full"},
+    "fsdp2 in bfloat16": {"parallel.sharding": "full", "parallel.param_dtype": "bfloat16"},
+}
+EXACT = ("ddp", "fsdp2")
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Every method, and the variants."""
+    from luffy.algorithm import METHODS
+
+    return {name: {"method": name} for name in METHODS} | VARIANTS
+
+
+# -- what is trained
+
+
+def build_groups() -> list[Any]:
+    """Four groups of uneven lengths: two with a trace, one without signal, one without trace."""
+    import torch
+
+    from luffy.types import Group, Problem, Rollout
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(length: int) -> list[int]:
+        return [int(token) for token in torch.randint(1, VOCABULARY, (length,), generator=generator)]
+
+    groups = []
+    for number, (rewards, traced) in enumerate(
+        [((1, 0, 0, 1), True), ((0, 0, 0, 1), True), ((1, 1, 1, 1), True), ((0, 1, 0), False)]
+    ):
+        prompt, rollouts = draw(3 + number), []
+        for place, reward in enumerate(rewards):
+            off_policy = traced and place == len(rewards) - 1
+            length = 29 - 9 * number if off_policy else 3 + 4 * place
+            logprobs = [0.0] * length if off_policy else (-torch.rand(length, generator=generator)).tolist()
+            rollouts.append(Rollout(prompt, draw(length), logprobs, off_policy, True, float(reward), ""))
+        groups.append(Group(Problem(str(number), "p", "a"), rollouts))
+    return groups
+
+
+def build_model(dtype: str) -> Any:
+    """A random Llama whose norms compute in its own precision, and not in float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **shape, **heads)).to(getattr(torch, dtype)).eval()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm"):
+                exact = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=child.weight.dtype)
+                exact.weight = child.weight
+                setattr(module, name, exact)
+    return model
+
+
+def train(settings: dict[str, Any], dtype: str, world: Any = None) -> dict[str, Any]:
+    """The weights after three steps, empty in a process that does not write, and the metrics of each step."""
+    from luffy import load_config
+    from luffy.algorithm import METHODS
+    from luffy.policy import LoadedModel
+    from luffy.training.groups import assign_advantages
+    from luffy.training.learner import Learner
+    from luffy.training.world import ALONE
+
+    config = load_config(overrides=SETTINGS | settings)
+    model: Any = build_model(dtype)
+    if config.policy.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    tokenizer: Any = None
+    learner = Learner(LoadedModel(model, tokenizer, (2,), 0), config, world or ALONE)
+    groups = build_groups()
+    assign_advantages(groups, learner.method, config)
+    traces = [rollout for group in groups for rollout in group.rollouts if rollout.off_policy]
+    measured = []
+    for phase in METHODS[config.method].phases:
+        learner.start_phase(phase, 0 if phase == "sft" else STEPS, STEPS)
+        for step in range(STEPS):
+            metrics = learner.imitate(traces, step) if phase == "sft" else learner.update(groups, step)
+            measured.append({name: value for name, value in metrics.items() if not name.startswith("perf/")})
+    weights = {name: weight.detach().clone() for name, weight in learner.wrapper.whole_weights().items()}
+    return {"weights": weights, "metrics": measured, "tokens": learner.tokens_trained, "held": share_held(model)}
+
+
+def share_held(model: Any) -> float:
+    """The share of the weights that this process holds between steps."""
+    parameters = list(model.parameters())
+    own = sum(getattr(one, "to_local", lambda one=one: one)().numel() for one in parameters)
+    return float(own / sum(one.numel() for one in parameters))
+
+
+# -- processes
+
+
+def work(names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str], output: Path) -> None:
+    """One of several processes: train all cases; the first one saves what came out."""
+    import torch
+
+    from luffy import load_config
+    from luffy.training.world import World, disconnect
+
+    torch.set_num_threads(1)
+    world = World.open(load_config(overrides={"policy.device": "cpu", "parallel.timeout": 120}))
+    known, found = cases(), {}
+    for name, dtype, wrapper in itertools.product(names, dtypes, wrappers):
+        outcome = train(known[name] | WRAPPERS[wrapper], dtype, world)
+        sums = {key: weight.double().sum().item() for key, weight in outcome["weights"].items()}
+        alike = [one for one in world.gather(sums) if one]
+        found[name, dtype, wrapper] = outcome | {"alike": all(one == alike[0] for one in alike)}
+    if world.main:
+        torch.save(found, output)
+    world.gather(None)
+    disconnect()
+
+
+def in_processes(
+    count: int, names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str]
+) -> dict[tuple[str, str, str], Any]:
+    """What `train` finds in that many connected processes, by case, dtype and wrapper.
+
+    Raises RuntimeError with what they said if one fails.
+    """
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+        free.close()
+        output = Path(folder) / "found.pt"
+        command = [sys.executable, __file__, "--work", str(output), "--cases", *names, "--dtypes", *dtypes]
+        command += ["--wrappers", *wrappers]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen(
+                command,
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+        said = [process.communicate()[0] for process in processes]
+        if any(process.returncode for process in processes):
+            raise RuntimeError("\n".join(said))
+        found: dict[tuple[str, str, str], Any] = torch.load(output)
+    return found
+
+
+def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """Of any weight."""
+    return max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours)
+
+
+def compare(
+    counts: Sequence[int], names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row for each case: how far its weights are from those of one process."""
+    known = cases()
+    alone = {(name, dtype): train(known[name], dtype) for name in names for dtype in dtypes}
+    rows = []
+    for count in counts:
+        for (name, dtype, wrapper), outcome in in_processes(count, names, dtypes, wrappers).items():
+            difference = largest_difference(outcome["weights"], alone[name, dtype]["weights"])
+            rows.append(
+                {
+                    "case": name,
+                    "processes": count,
+                    "wrapper": wrapper,
+                    "dtype": dtype,
+                    "difference": difference,
+                    "equal": difference <= TOLERANCE[dtype] and outcome["alike"],
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Print the table and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--cases", nargs="+", default=None)
+    parser.add_argument("--dtypes", nargs="+", default=["float64", "float32"])
+    parser.add_argument("--wrappers", nargs="+", default=list(EXACT))
+    parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    names = given.cases or list(cases())
+    if given.work:
+        work(names, given.dtypes, given.wrappers, given.work)
+        return
+    rows = compare(given.processes, names, given.dtypes, given.wrappers)
+    for row in rows:
+        shown = "equal" if row["equal"] else "DIFFERENT"
+        print(
+            f"{row['case']:32} {row['processes']} {row['wrapper']:5} {row['dtype']}  {row['difference']:.1e}  {shown}"
+        )
+    RESULTS.write_text(json.dumps({"tolerance": TOLERANCE, "rows": rows}, indent=1) + "\n")
+    raise SystemExit(0 if all(row["equal"] for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Weights split over processes (FSDP2), and whole again where something needs them whole.
+
+`torch.distributed.fsdp.fully_shard` turns each parameter into a DTensor of which every process holds a part. A layer's
+weights are gathered while it computes, and its gradients are summed into the parts. The embedding and the head belong
+to no layer: they are whole from the forward pass to the end of the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel
+
+    from luffy.policy.scorer import Scorer
+
+
+def shard(scorer: Scorer, mesh: DeviceMesh, param_dtype: torch.dtype | None = None) -> None:
+    """Split the weights under the scorer over the mesh, in place: each decoder layer by itself, then what is left.
+
+    Optimizers must be made afterwards: the parameters are others. Gradients are sums over the processes, not means.
+    param_dtype: type in which weights are gathered and multiplied; gradients are then summed in float32.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    assert scorer.paths  # found out on whole weights: a trial runs the model's parts, and FSDP2 counts on the root
+    policy = MixedPrecisionPolicy(param_dtype, torch.float32) if param_dtype else MixedPrecisionPolicy()
+    for module in [*decoder_layers(scorer.model), scorer]:
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+    for part in scorer.modules():
+        if isinstance(part, FSDPModule):
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no reduction with a factor
+
+
+def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """The layers of the model's body, as its lists of modules name them; none where it is built otherwise."""
+    lists = [child for child in model.get_decoder().children() if isinstance(child, torch.nn.ModuleList)]
+    return [layer for layers in lists for layer in layers]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all parts of one that is split; then every process has to ask for it at the same time."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor as it belongs to a parameter: on its device, and split as it is."""
+    there = tensor.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return there
+    return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def is_split(model: torch.nn.Module) -> bool:
+    """Whether the model's weights are split over processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights by their names, one gathered after the other; weights that are tied are one tensor."""
+    gathered: dict[int, Tensor] = {}
+    held: dict[str, Any] = model.state_dict(keep_vars=True)
+    shared = [id(weight) for weight in held.values()]
+    for name, weight in held.items():
+        tensor = gathered[id(weight)] if id(weight) in gathered else whole(weight.detach())
+        if shared.count(id(weight)) > 1:
+            gathered[id(weight)] = tensor
+        yield name, tensor
+
+
+def clip_gradients(parameters: Iterable[Tensor], most: float) -> float:
+    """Scale all gradients down to the norm `most`. Returns the norm that they had, over all parts of split ones."""
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return float(norm)

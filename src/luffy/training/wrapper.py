@@ -1,0 +1,93 @@
+"""How the gradients of several processes are summed: by copies of the policy (DDP), or by parts of it (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from luffy.config import Config
+from luffy.policy.sharding import is_split, shard, whole, whole_weights
+from luffy.training.world import World
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from luffy.policy import Scorer
+
+
+class Wrapper:
+    """The scorer of the policy as several processes compute with it."""
+
+    def __init__(self, scorer: Scorer, reference: Scorer | None, config: Config, world: World) -> None:
+        """Nothing is wrapped yet: until then every process has the whole policy to itself."""
+        self.scorer, self.reference, self.config, self.world = scorer, reference, config, world
+        self.sharded = world.size > 1 and config.parallel.sharding == "full"
+        self.module: Any = None  # what is called in place of the scorer
+
+    def wrap(self, accelerator: Accelerator) -> None:
+        """Wrap it, once; all processes go on from the weights of the first. An optimizer has to be made after this."""
+        if self.module is not None:
+            return
+        self.accelerator = accelerator
+        with self.world.lost_are_named():
+            if self.sharded:
+                self._split()
+            self.module = self.scorer if self.sharded else accelerator.prepare(self.scorer)
+
+    def sums(self, *, last: bool) -> Any:
+        """The context of a micro-batch. last: of this optimizer step; then gradients are summed at its end.
+
+        Gradients of a split policy are summed after every micro-batch: kept whole until the last, they would fill the
+        memory.
+        """
+        return nullcontext() if last or self.sharded else self.accelerator.no_sync(self.module)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this process's loss; what is summed is the loss of all processes."""
+        self.accelerator.backward(loss if self.sharded else loss * self.world.size)  # DDP takes the mean
+
+    def settle(self) -> None:
+        """Before the optimizer looks at parameters: where nothing but scoring went before, some are still whole."""
+        if self.sharded:
+            self.module.reshard()
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The policy's weights by name; split ones are gathered, by all processes, and kept by the one that writes."""
+        policy = self.scorer.model
+        if not is_split(policy):
+            return dict(policy.state_dict())
+        with self.world.lost_are_named():
+            return self._kept(whole_weights(policy))
+
+    def whole_moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """AdamW's moments as `index.name`, index: place of the parameter in the optimizer; gathered likewise."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        with self.world.lost_are_named():
+            return self._kept(
+                (f"{index}.{name}", whole(value.detach()))
+                for index, parameter in enumerate(parameters)
+                for name, value in optimizer.state.get(parameter, {}).items()
+            )
+
+    def _split(self) -> None:
+        mesh = init_device_mesh(self.scorer.model.device.type, (self.world.size,))
+        param_dtype = torch.bfloat16 if self.config.parallel.param_dtype == "bfloat16" else None
+        for scorer in filter(None, (self.scorer, self.reference)):
+            for weight in {id(one): one for one in scorer.state_dict(keep_vars=True).values()}.values():
+                dist.broadcast(weight.detach(), src=0)
+            shard(scorer, mesh, param_dtype)
+
+    def _kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """On the CPU, by the process that writes; tensors that are one stay one, so that a file holds them once."""
+        kept: dict[str, Tensor] = {}
+        moved: dict[int, tuple[Tensor, Tensor]] = {}  # with the original, so that its id stays its own
+        for name, tensor in tensors:
+            if self.world.main:
+                kept[name] = moved.setdefault(id(tensor), (tensor, tensor.cpu().contiguous()))[1]
+        return kept

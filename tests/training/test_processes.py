@@ -1,0 +1,123 @@
+"""Several processes train as one: the same weights, whatever is dealt to whom (see benchmarks/processes.py)."""
+
+from dataclasses import replace
+
+import processes
+import pytest
+import torch
+
+from luffy import ConfigError, load_config
+from luffy.policy import deal_rows
+from luffy.rollout import Sampling, TransformersEngine
+from luffy.training.dealing import Round
+from luffy.training.learner import Learner
+from luffy.training.world import World, _check
+from tiny_models import build_model
+
+CASES = ["luffy", "sft", "rl_sft", "luffy, 2 updates, capped"]
+
+
+@pytest.fixture(scope="module")
+def of_two():
+    return processes.in_processes(2, CASES, ["float64"], list(processes.EXACT))
+
+
+@pytest.mark.parametrize("wrapper", processes.EXACT)
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one(case, wrapper, of_two):
+    alone, ours = processes.train(processes.cases()[case], "float64"), of_two[case, "float64", wrapper]
+    assert ours["held"] == {"ddp": 1, "fsdp2": 0.5}[wrapper]
+    assert processes.largest_difference(alone["weights"], ours["weights"]) < 1e-9
+    assert ours["alike"]
+    assert ours["tokens"] == alone["tokens"]
+    for one, other in zip(ours["metrics"], alone["metrics"], strict=True):
+        assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
+
+
+def imitated_by_hand():
+    """The weights after three steps of SFT as the textbook has it: the mean over all tokens of all traces, at once."""
+    model = processes.build_model("float64")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=processes.SETTINGS["sft.learning_rate"], weight_decay=0.0)
+    traces = [one for group in processes.build_groups() for one in group.rollouts if one.off_policy]
+    for _ in range(processes.STEPS):
+        logprobs = []
+        for trace in traces:
+            logits = model(input_ids=torch.tensor([[*trace.prompt_ids, *trace.completion_ids]])).logits[0]
+            of_completion = logits[len(trace.prompt_ids) - 1 : -1].log_softmax(-1)
+            logprobs.append(of_completion.gather(-1, torch.tensor(trace.completion_ids)[:, None]))
+        (-torch.cat(logprobs).mean()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("wrapper", processes.EXACT)
+def test_every_token_of_every_micro_batch_counts_the_same(wrapper, of_two):
+    """What two published defects of SFT baselines got wrong (arXiv 2604.23747): see the next test."""
+    assert processes.largest_difference(imitated_by_hand(), of_two["sft", "float64", wrapper]["weights"]) < 1e-9
+
+
+def only_the_first_micro_batch(rounds):
+    yield next(rounds)
+
+
+def means_of_means(rounds):
+    for one in list(rounds):
+        tokens = sum(len(row.rollout.completion_ids) for row in one.rows)
+        yield Round([replace(row, weight=1 / tokens) for row in one.rows], one.blank, one.last)
+
+
+@pytest.mark.parametrize("defect", [only_the_first_micro_batch, means_of_means])
+def test_the_published_defects_would_be_seen(defect, monkeypatch):
+    rounds = Learner._rounds
+    monkeypatch.setattr(Learner, "_rounds", lambda self, rows: defect(rounds(self, rows)))
+    weights = processes.train(processes.cases()["sft"], "float64")["weights"]
+    assert processes.largest_difference(imitated_by_hand(), weights) > 1e-5
+
+
+@pytest.mark.slow
+def test_products_in_bfloat16_are_near_those_in_float32():
+    alone = processes.train(processes.cases()["luffy"], "float32")
+    found = processes.in_processes(2, ["luffy"], ["float32"], ["fsdp2 in bfloat16"])
+    ours = found["luffy", "float32", "fsdp2 in bfloat16"]
+    assert all(weight.dtype == torch.float32 for weight in ours["weights"].values())
+    before, after = (one["metrics"][0]["update/gradient_norm"] for one in (alone, ours))
+    assert before != after
+    assert after == pytest.approx(before, rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_whole_table():
+    rows = processes.compare([2, 4], list(processes.cases()), ["float64", "float32"], processes.EXACT)
+    assert not [row for row in rows if not row["equal"]]
+
+
+def test_every_row_is_dealt_once_and_loads_are_even():
+    prompts = [[group] * 5 for group in range(8) for _ in range(6)]
+    completions = [[1] * (1 + (7 * row) % 23) for row in range(48)]
+    shares = deal_rows(prompts, completions, 3)
+    assert sorted(row for share in shares for row in share) == list(range(48))
+    loads = [sum(5 + len(completions[row]) for row in share) for share in shares]
+    assert max(loads) < 1.25 * min(loads)
+    assert deal_rows([[1]], [[2]], 3) == [[0], [], []]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_shares_sample_what_one_process_samples(size):
+    engine = TransformersEngine(build_model(), eos_ids=(2,), pad_id=0)
+    prompts = [[3 + place, 5, 7] for place in range(4)]
+    whole = engine.generate(prompts, 2, Sampling(max_tokens=12, seed=5))
+    ours = []
+    for rank in range(size):
+        share = World(rank, size).share(len(prompts))
+        sampling = Sampling(max_tokens=12, seed=5, first=share.start)
+        ours += engine.generate(prompts[share.start : share.stop], 2, sampling)
+    assert [[one.token_ids for one in group] for group in ours] == [[one.token_ids for one in group] for group in whole]
+
+
+def test_a_number_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="processes=4, but 2 were started"):
+        _check(2, load_config(overrides={"processes": 4}))
+    with pytest.raises(ConfigError, match="17 processes are more than the problems of a step"):
+        _check(17, load_config())
