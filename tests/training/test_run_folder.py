@@ -16,6 +16,7 @@ from luffy.training import RunFolder
 from luffy.training.checkpoint import (
     Progress,
     Retention,
+    WholeState,
     find_checkpoint,
     find_damage,
     list_checkpoints,
@@ -230,8 +231,10 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def save(path, trained, step, keep=2):
-    save_checkpoint(path, *trained, Progress(step=step, tokens_trained=10 * step), Retention(keep))
+def save(path, trained, step, keep=2, best=0, scores=()):
+    loaded, learner = trained
+    progress = Progress(step=step, tokens_trained=10 * step)
+    save_checkpoint(path, loaded, WholeState.of(learner), progress, Retention(keep, best, dict(scores)))
 
 
 def test_a_checkpoint_holds_everything(tmp_path, trained):
@@ -260,9 +263,9 @@ def test_only_the_newest_are_kept(tmp_path, trained):
 def test_the_best_are_kept_beside_the_newest(tmp_path, trained):
     scores = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.1}
     for step in (1, 2, 3, 4, 5, 6):
-        save_checkpoint(tmp_path, *trained, Progress(step=step), Retention(1, 2, scores))
+        save(tmp_path, trained, step, 1, 2, scores)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000003", "step-000006"]
-    save_checkpoint(tmp_path, *trained, Progress(step=7), Retention(1, 1, scores))
+    save(tmp_path, trained, 7, 1, 1, scores)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000003", "step-000007"]
 
 

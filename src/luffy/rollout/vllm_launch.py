@@ -68,9 +68,9 @@ class LaunchedServer:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return "it cannot be read."
-        errors = [line for line in lines if "Error" in line]
-        said = " ".join((errors or lines or ["nothing."])[-1].split())
-        return said if len(said) <= 300 else f"...{said[-300:]}"
+        errors = [line for line in lines if " ERROR " in line]
+        said = " ".join((errors or lines or ["nothing"])[-1].split()).rstrip(".")
+        return f"{said}." if len(said) <= 300 else f"...{said[-300:]}."
 
 
 ENVIRONMENT = {

@@ -180,10 +180,10 @@ def _check(started: int, config: Config) -> None:
             f"`luffy train RECIPE --processes {config.processes}`, or leave processes= out where `accelerate launch` "
             "or torchrun says how many there are."
         )
-    if started > 1 and config.rollout.engine == "vllm":
+    if started > 1 and config.rollout.engine != "transformers":
         raise ConfigError(
-            "rollout.engine=vllm opens process groups of its own, which several processes in one run do not allow yet: "
-            "train with one process, or with rollout.engine=transformers."
+            f"rollout.engine={config.rollout.engine} does not serve a run of several processes yet: train with one "
+            "process, or with rollout.engine=transformers."
         )
     if started > config.problems_per_step:
         raise ConfigError(
