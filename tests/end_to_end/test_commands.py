@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from luffy import cli
 from luffy.algorithm.methods import METHODS
+from luffy.cli import console
 from luffy.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -56,8 +56,8 @@ def luffy_process(*arguments, status=0):
 def luffy(monkeypatch, capsys):
     """The same in this process, without log messages."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "results", Console(width=200))
-    monkeypatch.setattr(cli, "messages", Console(width=200, stderr=True))
+    monkeypatch.setattr(console.results, "width", 200)
+    monkeypatch.setattr(console.messages, "width", 200)
 
     def run(*arguments, status=0):
         monkeypatch.setattr(sys, "argv", ["luffy", *map(str, arguments)])

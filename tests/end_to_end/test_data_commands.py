@@ -7,9 +7,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from luffy import cli
+from luffy.cli import console
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
 GSM8K = {"question": "How many are 24 and 48?", "answer": "24+48 = <<24+48=72>>72.\n#### 72"}
@@ -19,8 +19,8 @@ GSM8K = {"question": "How many are 24 and 48?", "answer": "24+48 = <<24+48=72>>7
 def luffy(monkeypatch, capsys, tmp_path):
     """Run a command in a folder of its own. Returns what it wrote to stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "results", Console(width=200))
-    monkeypatch.setattr(cli, "messages", Console(width=200, stderr=True))
+    monkeypatch.setattr(console.results, "width", 200)
+    monkeypatch.setattr(console.messages, "width", 200)
 
     def run(*arguments, status=0):
         monkeypatch.setattr(sys, "argv", ["luffy", *map(str, arguments)])

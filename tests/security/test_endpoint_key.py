@@ -3,10 +3,10 @@
 import sys
 
 import pytest
-from rich.console import Console
 
 from fake_server import Raw, chat, serving
 from luffy import ConfigError, cli
+from luffy.cli import console
 from luffy.errors import ModelError
 from luffy.rollout import Sampling
 from luffy.rollout.endpoint import EndpointClient, Question, UnansweredError
@@ -39,8 +39,8 @@ def test_an_address_with_a_secret_is_refused_without_being_repeated(url):
 
 def test_a_collection_keeps_no_key(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(cli, "results", Console(width=200))
-    monkeypatch.setattr(cli, "messages", Console(width=200, stderr=True))
+    monkeypatch.setattr(console.results, "width", 200)
+    monkeypatch.setattr(console.messages, "width", 200)
     (tmp_path / "q.jsonl").write_text('{"prompt": "2+2", "answer": "4"}\n')
     with serving(lambda request, number: chat("#### 4")) as server:
         arguments = ["--endpoint", server.url, "--model", "m", "--out", f"{tmp_path}/out.jsonl", "reward.kind=number"]

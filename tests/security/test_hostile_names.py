@@ -91,17 +91,15 @@ def test_every_secret_is_masked_and_short_values_are_not(monkeypatch):
 
 
 def test_messages_of_libraries_are_masked(monkeypatch, capsys):
-    from rich.console import Console
-
-    from luffy import cli
+    from luffy.cli import console
 
     root = logging.getLogger()
-    monkeypatch.setattr(cli, "messages", Console(width=200, stderr=True))
+    monkeypatch.setattr(console.messages, "width", 200)
     before = list(root.handlers)
     for handler in before:
         root.removeHandler(handler)
     try:
-        cli._configure_logging()
+        console.configure_logging()
         logging.getLogger("some_library").warning("401 with token %s \x1b]0;title\x07", KEYS["HF_TOKEN"])
     finally:
         for handler in list(root.handlers):
@@ -117,12 +115,11 @@ def test_messages_of_libraries_are_masked(monkeypatch, capsys):
     "row", ['{"prompt": "\\u001b[2J", "answer": ""}', '{"prompt": "a", "\\u001b]0;x\\u0007": "1"}']
 )
 def test_a_message_about_data_cannot_steer_the_terminal(row, tmp_path, monkeypatch, capsys):
-    from rich.console import Console
-
     from luffy import cli
+    from luffy.cli import console
 
-    monkeypatch.setattr(cli, "results", Console(width=200))
-    monkeypatch.setattr(cli, "messages", Console(width=200, stderr=True))
+    monkeypatch.setattr(console.results, "width", 200)
+    monkeypatch.setattr(console.messages, "width", 200)
     (tmp_path / "x.jsonl").write_text(row + "\n")
     for command in (["data", "check", f"{tmp_path}/x.jsonl"], ["train", "recipes/none\x1b[2J.yaml"]):
         monkeypatch.setattr("sys.argv", ["luffy", *command])

@@ -83,7 +83,7 @@ def test_the_check_itself_sees_it(code):
 def test_the_strict_yaml_loader_is_a_safe_one():
     import yaml
 
-    from luffy.config import _StrictLoader
+    from luffy.config.reading import _StrictLoader
 
     assert issubclass(_StrictLoader, yaml.SafeLoader)
     assert not any(issubclass(one, yaml.FullLoader | yaml.UnsafeLoader) for one in _StrictLoader.__mro__)
