@@ -7,7 +7,7 @@
 # its step, leaves a checkpoint and is queued again; so it is when a machine fails. It then goes on by itself.
 # An error of the run (a broken recipe, an update that is not finite three times in a row) is not queued again.
 #
-# Run so far: on one CPU, up to a checkpoint, with a stand-in for `srun`. Not run yet: stop and requeue, Slurm, GPUs.
+# Run so far: on one CPU, with a stand-in for `srun` that starts the processes. Not run on Slurm or on GPUs yet.
 #
 #SBATCH --job-name=luffy
 #SBATCH --nodes=2
