@@ -1,8 +1,9 @@
 """What `luffy plan` says of a step against what the step takes: peak memory and seconds, on this machine's CPU.
 
 `python benchmarks/plan.py`. Random models of four shapes, of lengths that differ, and a further case that was not
-looked at while the arithmetic was made. Goals: memory within 15 %, time within 30 %. The plan is given the lengths and
-nothing that was measured of the case: its rates are those of `luffy plan --measure`, taken in the same call.
+looked at until the first version of the arithmetic had been compared with it. Goals: memory within 15 %, time within
+30 %. The plan is given the lengths and nothing that was measured of the case: its rates are those of
+`luffy plan --measure`, taken in the same call.
 
 A case trains in a process of its own, on one thread. Counted is the growth of its resident size, from after a step of a
 tiny model (the program and its libraries are there by then) to the peak of the second step; the verifier has processes

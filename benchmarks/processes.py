@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "processes.json"
 STEPS = 3
 TOLERANCE = {"float64": 1e-9, "float32": 2e-4}  # of the largest difference of a weight; AdamW divides by tiny numbers
 VOCABULARY = 40
+SEPARATOR = "|"  # between the names of a case in a file
 SETTINGS: dict[str, Any] = {
     "rollout.max_tokens": 40,
     "optimizer.learning_rate": 1e-3,
@@ -159,9 +160,35 @@ def work(names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str], o
         alike = [one for one in world.gather(sums) if one]
         found[name, dtype, wrapper] = outcome | {"alike": all(one == alike[0] for one in alike)}
     if world.main:
-        torch.save(found, output)
+        save_found(output, found)
     world.gather(None)
     disconnect()
+
+
+def save_found(path: Path, found: Mapping[tuple[str, str, str], Mapping[str, Any]]) -> None:
+    """What `train` found in each case: weights as tensors, the rest beside them."""
+    from safetensors.torch import save_file
+
+    rest = {SEPARATOR.join(case): {**outcome, "weights": list(outcome["weights"])} for case, outcome in found.items()}
+    tensors = {
+        SEPARATOR.join((*case, name)): weight
+        for case, outcome in found.items()
+        for name, weight in outcome["weights"].items()
+    }
+    save_file(tensors, path, metadata={"rest": json.dumps(rest)})
+
+
+def load_found(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The inverse of `save_found`."""
+    from safetensors import safe_open
+
+    found = {}
+    with safe_open(path, framework="pt") as file:
+        for case, outcome in json.loads(file.metadata()["rest"]).items():
+            name, dtype, wrapper = case.split(SEPARATOR)
+            weights = {weight: file.get_tensor(SEPARATOR.join((case, weight))) for weight in outcome["weights"]}
+            found[name, dtype, wrapper] = outcome | {"weights": weights}
+    return found
 
 
 def in_processes(
@@ -171,13 +198,11 @@ def in_processes(
 
     Raises RuntimeError with what they said if one fails.
     """
-    import torch
-
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
         free.close()
-        output = Path(folder) / "found.pt"
+        output = Path(folder) / "found.safetensors"
         command = [sys.executable, __file__, "--work", str(output), "--cases", *names, "--dtypes", *dtypes]
         command += ["--wrappers", *wrappers]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
@@ -194,8 +219,7 @@ def in_processes(
         said = [process.communicate()[0] for process in processes]
         if any(process.returncode for process in processes):
             raise RuntimeError("\n".join(said))
-        found: dict[tuple[str, str, str], Any] = torch.load(output)
-    return found
+        return load_found(output)
 
 
 def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:

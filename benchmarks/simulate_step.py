@@ -211,7 +211,7 @@ def calibrate(folder: Path, skip: int = 2) -> Constants:
 
 
 def compare(one: Path, many: Path, ranks: int, skip: int = 2) -> dict[str, tuple[float, float]]:
-    """Simulated and measured seconds, medians over steps: of rollouts until all are gathered, update, and both."""
+    """Simulated and measured seconds, medians over steps: rollouts until all are gathered, update, both."""
     constants = calibrate(one)
     metrics, lengths, traces = read_run(many, skip)
     simulated = [simulate(groups, constants, ranks, traces=of) for groups, of in zip(lengths, traces, strict=True)]

@@ -1,4 +1,4 @@
-"""LUFFY inside TRL's GRPOTrainer, on the miniature: nothing to download, about a minute on a laptop's CPU.
+"""LUFFY inside TRL's GRPOTrainer, on the miniature: nothing to download, and a CPU will do.
 
     pip install 'luffy-rl[trl]'
     python examples/trl_luffy.py

@@ -21,7 +21,13 @@ from small_engines import TOLERANCE, needs_vllm
 pytestmark = needs_vllm
 MODEL = str(model_folder("miniature"))
 PROBLEMS = [problem for name in ("short", "worked", "unrelated") for problem in evaluation_problems(name, 4)]
-SETTINGS = {"enforce_eager": True, "kv_cache_memory_bytes": 2**28, "max_model_len": 128, "generation_config": "vllm"}
+SETTINGS = {
+    "dtype": "float32",  # of itself it takes a type of 16 bits
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 2**28,
+    "max_model_len": 128,
+    "generation_config": "vllm",
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,8 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def sampler(url):
-    return EndpointSampler(MODEL, Config.model_validate({"evaluation": {"engine": "endpoint", "endpoint": url}}))
+    evaluation = {"engine": "endpoint", "endpoint": url}
+    return EndpointSampler(MODEL, Config.model_validate({"data": {"template": "none"}, "evaluation": evaluation}))
 
 
 def texts(groups):

@@ -199,7 +199,8 @@ class LuffyTrainer(GRPOTrainer):  # type: ignore[misc]
         tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
         if self.model.training:
             tokens = tokens * accumulated / self.args.steps_per_generation
-        return mask / tokens
+        weights: Tensor = mask / tokens
+        return weights
 
     def _record(self, sums: Mapping[str, float]) -> None:
         """Add means over the tokens of all processes to TRL's metrics."""
@@ -207,7 +208,9 @@ class LuffyTrainer(GRPOTrainer):  # type: ignore[misc]
         local = torch.tensor([sums[name] for name in names], device=self.accelerator.device)
         totals = dict(zip(names, self.accelerator.reduce(local, reduction="sum").tolist(), strict=True))
         sampled, traces = totals["sampled_tokens"], totals["trace_tokens"]
-        means = {name: (totals[name], sampled + traces) for name in ("entropy", "kl") if name in totals}
+        means: dict[str, tuple[float, float]] = {
+            name: (totals[name], sampled + traces) for name in ("entropy", "kl") if name in totals
+        }
         means["guidance/trace_probability"] = (totals["trace_probability"], traces)
         means["guidance/sampled_probability"] = (totals["sampled_probability"], sampled)
         means["clip_ratio/region_mean"] = (totals.get("clipped_tokens", 0.0), sampled if self.method.clip else 0)

@@ -106,7 +106,8 @@ def share_of_loss(mask: Tensor, loss_agg_mode: str, batch: Mapping[str, Any]) ->
     }
     if loss_agg_mode not in divisors:
         raise ValueError(f"loss_agg_mode is {loss_agg_mode!r}; known: {', '.join(divisors)}")
-    return mask * processes / divisors[loss_agg_mode]
+    weights: Tensor = mask * processes / divisors[loss_agg_mode]
+    return weights
 
 
 def register(name: str = "luffy", method: str = "luffy", *, gamma: float = 0.1) -> PolicyLoss:
