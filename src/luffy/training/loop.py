@@ -105,12 +105,14 @@ def _train(run: Run) -> RunSummary:
             batch = Batch()
             if step.phase == "sft":
                 traces = run.draw_traces(step)
-                run.look.before_update(step, [])
+                with clock("look"):
+                    run.look.before_update(step, [])
                 with clock("update"):
                     update = run.learner.imitate(traces, step.index)
             else:
                 batch = run.collector.collect(step.number, clock)  # draw problems, collect groups, assign advantages
-                run.look.before_update(step, batch.groups)
+                with clock("look"):
+                    run.look.before_update(step, batch.groups)
                 with run.collector.ahead(run.next_ahead(step), clock), clock("update"):
                     update = run.learner.update(batch.groups, step.index)
             with clock("synchronise"), run.world.lost_are_named():
