@@ -203,6 +203,15 @@ def test_micro_batches_do_not_change_the_weights_with(key):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
+def test_another_trainer_of_this_process_changes_nothing():
+    from accelerate import Accelerator
+
+    expected, learner = train_steps(build_learner()), build_learner()
+    other = Accelerator(cpu=True, gradient_accumulation_steps=4)  # as the Trainer of transformers makes one
+    other.sync_gradients = False  # and in the middle of accumulating
+    assert torch.equal(train_steps(learner), expected)
+
+
 def test_rows_without_advantage_have_no_gradient_and_are_not_computed(monkeypatch):
     skipping = build_learner()
     skipped = train_steps(skipping)

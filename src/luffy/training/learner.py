@@ -117,6 +117,9 @@ class Learner:
 
     def _optimizer_step(self, rows: Sequence[Row], step: int) -> dict[str, float]:
         """One optimizer step on all rows, in micro-batches. Returns sums over its tokens."""
+        # accelerate keeps these two for the whole process; where another trainer or a launcher has set them, losses are
+        # divided and the optimizer skips its steps without a word
+        self.accelerator.gradient_accumulation_steps, self.accelerator.sync_gradients = 1, True
         self.policy.train(self.config.policy.gradient_checkpointing or self.config.adapter.dropout > 0)
         own: dict[str, float] = defaultdict(float)
         for one in self._rounds(rows):
