@@ -74,22 +74,7 @@ def run_ours(work: Any, folder: Path, turns: Turns) -> None:
     from luffy import load_config, train
 
     attach_when_built(LlamaForCausalLM, Lengths(work.lengths, work.prompt))
-    overrides = {
-        "model": str(folder),
-        "output": str(folder / "run"),
-        "method": "luffy" if work.trace else "on_policy",
-        "steps": ENDLESS,
-        "problems_per_step": work.groups,
-        "rollouts_every": 0,
-        "rollout.group_size": work.group_size,
-        "rollout.max_tokens": work.longest,
-        "data.template": "none",
-        "policy.token_budget": work.token_budget,
-        "policy.dtype": work.dtype,
-        "policy.device": work.device,
-        "policy.gradient_checkpointing": work.gradient_checkpointing,
-        "optimizer.learning_rate": 1e-6,
-    }
+    overrides = work.recipe(folder) | {"steps": ENDLESS}
     generated = 0
 
     def after_step(_step: int, _steps: int, metrics: dict[str, Any]) -> None:

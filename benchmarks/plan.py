@@ -62,24 +62,6 @@ CASES = {
 }
 
 
-def settings(work: Work, folder: Path) -> dict[str, Any]:
-    """The recipe of a case, as overrides."""
-    return {
-        "model": str(folder),
-        "output": str(folder / "run"),
-        "method": "luffy" if work.trace else "on_policy",
-        "problems_per_step": work.groups,
-        "rollouts_every": 0,
-        "rollout.group_size": work.group_size,
-        "rollout.max_tokens": work.longest,
-        "data.template": "none",
-        "policy.token_budget": work.token_budget,
-        "policy.device": "cpu",
-        "policy.gradient_checkpointing": work.gradient_checkpointing,
-        "optimizer.learning_rate": 1e-6,
-    }
-
-
 WARM_UP = Work("tiny", groups=1, lengths=(5, 6, 7), trace=9, prompt=4)
 
 
@@ -121,7 +103,7 @@ def _train(work: Work, steps: int, on_step: Any = None) -> None:
         save_model(SHAPES[work.shape], folder)
         attach_when_built(LlamaForCausalLM, Lengths(work.lengths, work.prompt))
         try:
-            config = load_config(None, settings(work, folder) | {"steps": steps})
+            config = load_config(None, work.recipe(folder) | {"steps": steps})
             train(config, problems=draw_problems(work), reward=reward, on_step=on_step)
         finally:
             LlamaForCausalLM.__init__ = build
@@ -139,7 +121,7 @@ def measure(case: Case, *, steps: int, returning: bool) -> dict[str, Any]:
 def predict(work: Work, device: Device) -> tuple[float, Seconds]:
     """Bytes and seconds that the plan has for a case."""
     shape = shape_of(build_model(SHAPES[work.shape], device="meta").config.to_dict())
-    config = load_config(None, settings(work, Path("model")))
+    config = load_config(None, work.recipe(Path("model")))
     lengths = [[*work.lengths, *([work.trace] if work.trace else [])]] * work.groups
     prompts = [work.prompt] * work.groups
     tokens = micro_batch_tokens(prompts, lengths, work.token_budget)

@@ -92,18 +92,13 @@ def build_model(dtype: str) -> Any:
     """A random Llama whose norms compute in its own precision, and not in float32."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from workload import norm_in_its_own_precision
 
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 256}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **shape, **heads)).to(getattr(torch, dtype)).eval()
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__.endswith("RMSNorm"):
-                exact = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=child.weight.dtype)
-                exact.weight = child.weight
-                setattr(module, name, exact)
-    return model
+    return norm_in_its_own_precision(model)
 
 
 def train(settings: dict[str, Any], dtype: str, world: Any = None) -> dict[str, Any]:

@@ -85,6 +85,17 @@ def build_model(shape: Shape, dtype: torch.dtype = torch.float32, device: str = 
         return LlamaForCausalLM(config).to(dtype)
 
 
+def norm_in_its_own_precision(model: Any) -> Any:
+    """Norms in the model's precision: the library's round to float32, which hides what a comparison looks for."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm"):
+                exact = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=child.weight.dtype)
+                exact.weight = child.weight
+                setattr(module, name, exact)
+    return model
+
+
 def save_model(shape: Shape, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Leave the model and a tokenizer of one token a word, separated by spaces, as a folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -128,6 +139,24 @@ class Work:
     def trained_tokens(self) -> int:
         """Tokens of all rows of a step, prompts and completions."""
         return self.groups * (sum(self.lengths) + self.trace + self.group_size * self.prompt)
+
+    def recipe(self, folder: Path) -> dict[str, Any]:
+        """How we are asked to do it, as overrides; the model lies in the folder, and the run will."""
+        return {
+            "model": str(folder),
+            "output": str(folder / "run"),
+            "method": "luffy" if self.trace else "on_policy",
+            "problems_per_step": self.groups,
+            "rollouts_every": 0,
+            "rollout.group_size": self.group_size,
+            "rollout.max_tokens": self.longest,
+            "data.template": "none",
+            "policy.token_budget": self.token_budget,
+            "policy.dtype": self.dtype,
+            "policy.device": self.device,
+            "policy.gradient_checkpointing": self.gradient_checkpointing,
+            "optimizer.learning_rate": 1e-6,
+        }
 
     def to_json(self) -> str:
         """To hand it to another process."""

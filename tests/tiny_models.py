@@ -2,6 +2,7 @@
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from workload import norm_in_its_own_precision
 
 VOCABULARY = 40
 SHAPE = {
@@ -26,17 +27,6 @@ def build_model(kind="llama", dtype=torch.float64, seed=0):
     )
     model = model.to(dtype).eval()
     return norm_in_its_own_precision(model) if dtype == torch.float64 else model
-
-
-def norm_in_its_own_precision(model):
-    """Norms in the model's precision: the library's round to float32, which hides what a test looks for."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__.endswith("RMSNorm"):
-                exact = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=child.weight.dtype)
-                exact.weight = child.weight
-                setattr(module, name, exact)
-    return model
 
 
 def build_byte_tokenizer(*, chat_template=None, closes_texts=False, **special):

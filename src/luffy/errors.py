@@ -29,3 +29,8 @@ class RunError(LuffyError, RuntimeError):
 
 class EngineLostError(RunError):
     """What generates is gone for good, and the policy is whole: a run leaves a checkpoint before it stops."""
+
+
+def first_line(error: BaseException, longest: int | None = None) -> str:
+    """The first line of what an error says, its kind where it says nothing. longest: characters that are kept."""
+    return str(error).strip().partition("\n")[0][:longest] or type(error).__name__

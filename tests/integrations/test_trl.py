@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from workload import norm_in_its_own_precision
 
 from luffy import load_config
 from luffy.algorithm import METHODS
@@ -13,7 +14,6 @@ from luffy.policy import load_model
 from luffy.training.groups import assign_advantages
 from luffy.training.learner import Learner
 from luffy.types import Group, Problem, Rollout
-from tiny_models import norm_in_its_own_precision
 
 pytest.importorskip("trl")
 

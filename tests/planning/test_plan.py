@@ -194,3 +194,10 @@ def test_measured_rates_are_kept_and_read_again(tmp_path, monkeypatch):
     device = read_device(file)
     assert device.source == "measured"
     assert min(device.flops, device.bandwidth, device.decode_utilisation, device.draw) > 0
+
+
+def test_what_the_plan_copies_of_the_engine_so_as_to_need_no_torch():
+    from luffy.planning import memory
+    from luffy.rollout import cache, packed_linear
+
+    assert (memory.LEAST_ELEMENTS, memory.BLOCK) == (packed_linear.LEAST_ELEMENTS, cache.BLOCK)

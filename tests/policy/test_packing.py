@@ -20,11 +20,12 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from workload import norm_in_its_own_precision
 
 import tiny_models
 from luffy.policy import Scorer, pack_rows
 from luffy.policy.packing import _prompt_is_shared
-from tiny_models import VOCABULARY, build_model, norm_in_its_own_precision
+from tiny_models import VOCABULARY, build_model
 
 SHAPE = tiny_models.SHAPE | {"head_dim": 8, "pad_token_id": 0}
 MODELS = {

@@ -9,8 +9,8 @@ import torch
 from luffy import ConfigError, load_config
 from luffy.policy import deal_rows
 from luffy.rollout import Sampling, TransformersEngine
-from luffy.training.dealing import Round
-from luffy.training.learner import Learner
+from luffy.training import learner
+from luffy.training.dealing import Round, rounds
 from luffy.training.world import World, _check
 from tiny_models import build_model
 
@@ -70,8 +70,7 @@ def means_of_means(rounds):
 
 @pytest.mark.parametrize("defect", [only_the_first_micro_batch, means_of_means])
 def test_the_published_defects_would_be_seen(defect, monkeypatch):
-    rounds = Learner._rounds
-    monkeypatch.setattr(Learner, "_rounds", lambda self, rows: defect(rounds(self, rows)))
+    monkeypatch.setattr(learner, "rounds", lambda *of_update: defect(rounds(*of_update)))
     weights = processes.train(processes.cases()["sft"], "float64")["weights"]
     assert processes.largest_difference(imitated_by_hand(), weights) > 1e-5
 

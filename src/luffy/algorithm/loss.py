@@ -143,7 +143,7 @@ def policy_loss(
     if entropy is not None and entropy_coefficient:
         objective = objective + entropy_coefficient * entropy
     if reference_logprobs is not None and kl_coefficient:
-        objective = objective - kl_coefficient * _kl_estimate(logprobs, torch.where(inside, reference_logprobs, 0.0))
+        objective = objective - kl_coefficient * kl_estimate(logprobs, torch.where(inside, reference_logprobs, 0.0))
     loss = -_weighted_sum(objective, weights, inside)
     return loss, _sums(logprobs, behavior_logprobs, advantages, off_policy.bool(), inside, clip_range)
 
@@ -165,7 +165,8 @@ def truncated_importance_weights(trainer_logprobs: Tensor, engine_logprobs: Tens
     return torch.exp((trainer_logprobs - engine_logprobs).detach().clamp(*LOG_RATIO_RANGE)).clamp(max=cap)
 
 
-def _kl_estimate(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """The KL term of each token, r - log r - 1 with r = p_reference / p (k3); of the shape of both."""
     log_ratio = (reference_logprobs - logprobs).clamp(*LOG_RATIO_RANGE)
     return torch.expm1(log_ratio) - log_ratio
 

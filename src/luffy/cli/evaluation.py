@@ -14,7 +14,7 @@ from luffy.cli.console import messages, percent, print_json, results
 from luffy.cli.options import AsJson, check_names
 from luffy.cli.root import application
 from luffy.completion import complete_benchmark, complete_recipe, complete_setting
-from luffy.config import load_config
+from luffy.config import Config, load_config
 from luffy.errors import ConfigError
 
 
@@ -72,28 +72,35 @@ def evaluate(
     config = _evaluation_config(recipe, benchmark, settings or [], limit, source)
     check_names(config, training=False)
     from luffy.evaluation import compare_models
+    from luffy.report import write_evaluation
+
+    outcomes = _evaluate_each(models, benchmark, config, None if discard else output, trained_on)
+    comparison = compare_models(outcomes)
+    page = None if discard else write_evaluation(outcomes, comparison, config, output)
+    if as_json:
+        print_json({"models": [one.to_json() for one in outcomes], "comparison": comparison.to_json()})
+    else:
+        _print_outcomes(outcomes, comparison, page)
+
+
+def _evaluate_each(
+    models: list[str], benchmark: list[str], config: Config, output: Path | None, trained_on: str | None
+) -> list[Any]:
     from luffy.evaluation import evaluate as run_evaluation
     from luffy.progress import EvaluationProgress
-    from luffy.report import write_evaluation
 
     outcomes = []
     with EvaluationProgress(messages) as progress:
         for model in models:
             progress.on_model(model)
             outcome = run_evaluation(
-                model,
-                benchmark,
-                config,
-                output=None if discard else output,
-                trained_on=trained_on,
-                on_progress=progress.on_progress,
+                model, benchmark, config, output=output, trained_on=trained_on, on_progress=progress.on_progress
             )
             outcomes.append(outcome)
-    comparison = compare_models(outcomes)
-    page = None if discard else write_evaluation(outcomes, comparison, config, output)
-    if as_json:
-        print_json({"models": [one.to_json() for one in outcomes], "comparison": comparison.to_json()})
-        return
+    return outcomes
+
+
+def _print_outcomes(outcomes: list[Any], comparison: Any, page: Path | None) -> None:
     for outcome in outcomes:
         results.print(_metrics_table(outcome))
     if len(outcomes) > 1:
@@ -105,7 +112,7 @@ def evaluate(
 
 def _evaluation_config(
     recipe: Path | None, benchmark: list[str], settings: list[str], limit: int | None, source: str | None
-) -> Any:
+) -> Config:
     sampled = any(name.rpartition("@")[2].isdecimal() and not name.endswith("@1") for name in benchmark if "@" in name)
     greedy = recipe is None or load_config(recipe).evaluation.temperature == 0
     given = [

@@ -7,7 +7,7 @@ from typing import Any
 
 from luffy.config import Config
 from luffy.data.prompts import encode_prompts
-from luffy.errors import ModelError
+from luffy.errors import ModelError, first_line
 from luffy.evaluation.samplers import Sample
 from luffy.policy import load_tokenizer, model_folder
 from luffy.rollout import Sampling
@@ -34,8 +34,7 @@ class VllmSampler:
                 hf_overrides=context_overrides(model, policy),
             )
         except Exception as error:  # of any of its many parts
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"{model}: vLLM cannot load it ({first_line}).") from None
+            raise ModelError(f"{model}: vLLM cannot load it ({first_line(error)}).") from None
         self._parameters = vllm.SamplingParams
 
     def sample(self, problems: Sequence[Problem], n: int, sampling: Sampling) -> list[list[Sample]]:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from luffy.algorithm import METHODS, Method, policy_loss, token_weights
-from luffy.algorithm.loss import Normalization
+from luffy.algorithm.loss import Normalization, kl_estimate
 from luffy.data.prompts import encode_traces
+from luffy.integrations import policy_loss_methods
 from luffy.types import Trace
 
 try:
@@ -152,7 +153,7 @@ class LuffyTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         sums["entropy"] = float((entropy.detach() * mask).sum())
         if reference is not None:
-            sums["kl"] = float(_kl_sum(logprobs.detach(), reference, mask))
+            sums["kl"] = float(torch.where(mask.bool(), kl_estimate(logprobs.detach(), reference), 0.0).sum())
         self._record(sums)
         return loss
 
@@ -221,7 +222,7 @@ class LuffyTrainer(GRPOTrainer):  # type: ignore[misc]
 
 
 def _method(name: str) -> Method:
-    known = [key for key, one in METHODS.items() if one.phases == ("rl",) and one.traces != "supervised"]
+    known = policy_loss_methods()
     if name not in known:
         raise ValueError(f"method is {name!r}; LuffyTrainer knows: {', '.join(known)}")
     return METHODS[name]
@@ -275,8 +276,3 @@ def _texts(value: Any, column: str) -> list[str]:
 def _per_token(values: Tensor, like: Tensor) -> Tensor:
     """[rows] as [rows, tokens]."""
     return values[:, None].expand_as(like)
-
-
-def _kl_sum(logprobs: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    log_ratio = torch.where(mask.bool(), reference - logprobs, 0.0)
-    return (torch.expm1(log_ratio) - log_ratio).sum()

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from luffy.algorithm import METHODS, policy_loss
+from luffy.integrations import policy_loss_methods
 
 PolicyLoss = Callable[..., tuple[Tensor, dict[str, float]]]
 
@@ -48,7 +49,7 @@ def make_policy_loss(method: str = "luffy", *, gamma: float = 0.1) -> PolicyLoss
 
     A method that clips takes epsilon from verl's `clip_ratio`. Raises ValueError for another method.
     """
-    known = [name for name, one in METHODS.items() if one.phases == ("rl",) and one.traces != "supervised"]
+    known = policy_loss_methods()
     if method not in known:
         raise ValueError(f"method is {method!r}; as a policy loss there are: {', '.join(known)}")
     record = METHODS[method]

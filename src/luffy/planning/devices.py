@@ -18,6 +18,7 @@ from typing import Any
 
 from luffy.config import nearest
 from luffy.errors import ConfigError
+from luffy.files import parse_json
 from luffy.planning.machine import GIB, memory
 
 
@@ -93,7 +94,7 @@ def write_device(device: Device, file: Path) -> None:
 def read_device(file: Path) -> Device:
     """A device that was measured. Raises ConfigError for a file that holds none."""
     try:
-        found: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found: Mapping[str, Any] = parse_json(file.read_text(encoding="utf-8"))
         return Device(**found)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{file}: holds no measured rates ({error}). Make it with `luffy plan --measure`.") from None

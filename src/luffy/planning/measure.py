@@ -117,7 +117,7 @@ def _decode_rates(where: torch.device, dtype: torch.dtype, size: int) -> tuple[f
     from luffy.rollout.packed_linear import packed_linears
 
     layers = [torch.nn.Linear(WIDTH * size, INNER * size, bias=False) for _ in range(32)]
-    stack: Any = torch.nn.ModuleList(layers).to(device=where, dtype=dtype)
+    stack = torch.nn.ModuleList(layers).to(device=where, dtype=dtype)
     parameters = 32 * WIDTH * INNER * size**2
     few, many = (torch.randn(rows, WIDTH * size, device=where, dtype=dtype) for rows in (ROWS, 8 * ROWS))
 

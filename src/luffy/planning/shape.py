@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from luffy.errors import ModelError
+from luffy.errors import ModelError, first_line
+from luffy.files import parse_json
 
 # The models of the recipes, so that a plan needs neither the hub nor a download. Compared with torchtune's builders:
 # https://github.com/pytorch/torchtune/blob/main/torchtune/models/qwen2_5/_model_builders.py (0.5B, 1.5B, 7B) and
@@ -121,7 +121,7 @@ def _read(model: str) -> Mapping[str, Any]:
             return KNOWN[model]
         file = _from_hub(model)
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file}: cannot be read as JSON ({error}).") from None
     if not isinstance(found, dict):
@@ -135,5 +135,4 @@ def _from_hub(model: str) -> Path:
     try:
         return Path(hf_hub_download(model, "config.json"))
     except Exception as error:  # the client raises many kinds for what is not there or not reached
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelError(f"{model}: its config.json is neither here nor on the hub. {reason}") from None
+        raise ModelError(f"{model}: its config.json is neither here nor on the hub. {first_line(error)}") from None

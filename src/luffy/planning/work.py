@@ -9,6 +9,7 @@ from pathlib import Path
 
 from luffy.algorithm.methods import METHODS
 from luffy.config import MINIATURE, Config
+from luffy.files import parse_json
 from luffy.planning.devices import Device
 from luffy.planning.memory import BYTES, computes_bfloat16, kept_a_token
 from luffy.planning.shape import ModelShape
@@ -84,7 +85,7 @@ def _of_file(file: Path, rows: int = 1000) -> tuple[float, float] | None:
     with file.open(encoding="utf-8") as lines:
         for line, _ in zip(lines, range(rows), strict=False):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 prompts.append(len(row["prompt"]) if isinstance(row["prompt"], str) else len(json.dumps(row["prompt"])))
                 texts = [one if isinstance(one, str) else one["text"] for one in row.get("traces", ())]
                 traces += [len(text) for text in texts[:1]]

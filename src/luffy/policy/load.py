@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luffy.config import PolicyConfig, nearest
-from luffy.errors import ModelError
+from luffy.errors import ModelError, first_line
 from luffy.files import parse_json
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # the library raises many kinds, down to KeyError, for a folder that is none
-        raise ModelError(f"{name}: no tokenizer can be loaded from it. {_first_line(error)}") from None
+        raise ModelError(f"{name}: no tokenizer can be loaded from it. {first_line(error)}") from None
     return tokenizer
 
 
@@ -92,7 +92,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"policy.device={name} cannot be used: {_first_line(error)}") from None
+        raise ModelError(f"policy.device={name} cannot be used: {first_line(error)}") from None
     return device
 
 
@@ -115,7 +115,7 @@ def _load_weights(folder: str, name: str, policy: PolicyConfig) -> PreTrainedMod
     except ModelError:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, RuntimeError for other shapes, ...
-        raise ModelError(f"{name}: cannot be loaded as a causal language model. {_first_line(error)}") from None
+        raise ModelError(f"{name}: cannot be loaded as a causal language model. {first_line(error)}") from None
     missing = sorted(found["missing_keys"])
     if missing:
         raise ModelError(
@@ -235,7 +235,3 @@ def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids:
 def _neighbours(path: Path) -> str:
     parent = path.parent
     return nearest(path.name, [entry.name for entry in parent.iterdir()]) if parent.is_dir() else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from luffy.errors import first_line
 from luffy.policy.attention import no_mask, plan_attention
 from luffy.rollout.cache import RolloutCache, takes
 
@@ -131,7 +132,7 @@ def _disagreement(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_
     try:
         fast, plain = (_try(decoder(model, pad_id), prompts) for decoder in (SharedPromptDecoder, PlainDecoder))
     except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        return str(error).strip().split("\n")[0] or type(error).__name__
+        return first_line(error)
     tolerance = 5e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3
     difference, scale = float((fast - plain).abs().max()), float(plain.abs().max())
     return "" if difference <= tolerance * scale else f"its logits would differ by {difference:.1g}"

@@ -9,7 +9,6 @@ message, file or log. Chat messages go to /chat/completions, text to /completion
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import threading
@@ -21,6 +20,7 @@ from typing import Any, Self
 import httpx2
 
 from luffy.errors import ConfigError, ModelError, RunError
+from luffy.files import parse_json
 from luffy.formats import CLOSING, OPENING
 from luffy.redaction import MASK, without_secrets
 from luffy.rollout.engine import Sampling
@@ -221,15 +221,19 @@ class EndpointClient:
         raise ModelError(f"{said} The request was for {self.model!r}.")
 
     def _shown(self, response: httpx2.Response) -> str:
-        """The beginning of what a server says, on one line; some repeat the key they refuse."""
-        try:
-            error = json.loads(response.text)["error"]
-            said = str(error["message"] if isinstance(error, dict) else error)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            said = response.text
-        line = without_secrets(" ".join(said.split()))
-        line = line.replace(self._key, MASK) if self._key else line
-        return (line if len(line) <= SHOWN_BODY else f"{line[:SHOWN_BODY]}...") or "nothing"
+        return shown(response, SHOWN_BODY, self._key)
+
+
+def shown(response: httpx2.Response, longest: int, key: str = "") -> str:
+    """The beginning of what a server says, on one line; some repeat the key they refuse."""
+    try:
+        error = parse_json(response.text)["error"]
+        said = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        said = response.text
+    line = without_secrets(" ".join(said.split()))
+    line = line.replace(key, MASK) if key else line
+    return (line if len(line) <= longest else f"{line[:longest]}...") or "nothing"
 
 
 def read_reply(body: Mapping[str, Any], *, is_text: bool) -> Reply:

@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 LEAST_ELEMENTS = 2**16  # of a weight; smaller ones stay in the cache of the processor, and the call itself costs more
 LEAST_TOKENS = 16  # of a completion; laying the weights out takes as long as some eight decode steps save
@@ -25,14 +22,14 @@ ROWS = 32  # what oneDNN chooses its order for; the same order serves 1 to 256 r
 
 
 @contextmanager
-def packed_linears(model: PreTrainedModel, tokens: int) -> Iterator[None]:
+def packed_linears(model: nn.Module, tokens: int) -> Iterator[None]:
     """Within the block, large float32 layers on a CPU multiply by blocked copies of their weights as of its beginning.
 
     tokens: how many will be decoded at most. Wherever a gradient is recorded, and wherever torch comes without oneDNN,
     layers are as ever.
     """
     pays = tokens >= LEAST_TOKENS and _has_onednn()
-    layers = [module for module in model.modules() if pays and _gains(module)]
+    layers: list[Any] = [module for module in model.modules() if pays and _gains(module)]
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
         layer.forward = partial(_multiply, layer, packed)

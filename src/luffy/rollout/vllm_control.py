@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import httpx2
 
 from luffy.errors import ConfigError, EngineLostError, ModelError
+from luffy.rollout.endpoint import shown
+from luffy.rollout.vllm_settings import SHOWN
 
 logger = logging.getLogger(__name__)
 
@@ -101,22 +103,13 @@ class VllmServer:
         except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: closed meanwhile
             raise ServerTroubleError(f"{self.url}{path}: no connection ({type(error).__name__})") from None
         if response.status_code in TRY_AGAIN:
-            said = f"{self.url}{path}: status {response.status_code}: {_said(response)}"
+            said = f"{self.url}{path}: status {response.status_code}: {shown(response, SHOWN)}"
             raise ServerTroubleError(said, failed=response.status_code == 500)
         if response.status_code != 200:
-            raise ModelError(f"{self.url}{path} answered with status {response.status_code}: {_said(response)}")
+            raise ModelError(f"{self.url}{path} answered with status {response.status_code}: {shown(response, SHOWN)}")
         try:
             return response.json() if response.content else None
         except ValueError:
-            raise ModelError(f"{self.url}{path} answered with something that is not JSON: {_said(response)}") from None
-
-
-def _said(response: httpx2.Response) -> str:
-    """The beginning of what a server says, on one line."""
-    try:
-        error = response.json()["error"]
-        said = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        said = response.text
-    line = " ".join(said.split())
-    return (line if len(line) <= 300 else f"{line[:300]}...") or "nothing"
+            raise ModelError(
+                f"{self.url}{path} answered with something that is not JSON: {shown(response, SHOWN)}"
+            ) from None

@@ -20,13 +20,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from luffy.config import Config
-from luffy.errors import ModelError, RunError
+from luffy.errors import ModelError, RunError, first_line
 from luffy.policy import LoadedModel, model_folder
 from luffy.rollout.engine import Sampling
 from luffy.rollout.vllm_plugin import BACKEND, register
 from luffy.rollout.vllm_settings import (
+    SHOWN,
     completion,
-    first_line,
+    distinct,
     import_vllm,
     knows_logprobs,
     model_settings,
@@ -67,7 +68,7 @@ class VllmEngine:
             self._llm: Any = vllm.LLM(model_folder(config.model), weight_transfer_config=transfer, **settings)
             self._llm.init_weight_transfer_engine({"init_info": {}})
         except Exception as error:  # of any of its many parts
-            raise ModelError(f"{config.model}: vLLM cannot load it ({first_line(error)}).") from None
+            raise ModelError(f"{config.model}: vLLM cannot load it ({first_line(error, SHOWN)}).") from None
         self._sleep()
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
@@ -79,7 +80,7 @@ class VllmEngine:
         with self._lock:
             self._refuse_unusable()
             requests = [{"prompt_token_ids": list(ids)} for ids in prompt_ids]
-            drawn = n if sampling.temperature > 0 else 1  # vLLM refuses several greedy completions: they are all alike
+            drawn = distinct(n, sampling)
             settings = [
                 self._parameters(**request_settings(drawn, sampling, place, self._eos_ids))
                 for place in range(len(requests))
@@ -149,7 +150,7 @@ class VllmEngine:
         try:
             yield
         except Exception as error:
-            raise RunError(f"{failed} ({first_line(error)}).") from None
+            raise RunError(f"{failed} ({first_line(error, SHOWN)}).") from None
         finally:
             late.cancel()
 

@@ -32,6 +32,7 @@ from luffy.rollout.vllm_launch import LaunchedServer, serve_command
 from luffy.rollout.vllm_plugin import BACKEND
 from luffy.rollout.vllm_settings import (
     completion,
+    distinct,
     import_vllm,
     knows_logprobs,
     model_settings,
@@ -198,7 +199,7 @@ class VllmServerEngine:
 
     def _group(self, ids: list[int], n: int, sampling: Sampling, place: int) -> list[Completion]:
         """The completions of one prompt, in as many requests as the server's limit takes."""
-        drawn = n if sampling.temperature > 0 else 1  # vLLM refuses several greedy completions: they are all alike
+        drawn = distinct(n, sampling)
         known = knows_logprobs(self._logprobs_mode, sampling)
         group: list[Completion] = []
         while len(group) < drawn:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from luffy.config import Config, PolicyConfig
-from luffy.errors import ConfigError
+from luffy.errors import ConfigError, first_line
 from luffy.policy import LoadedModel, context_of, extend_context, model_folder
 from luffy.policy.adapters import merged_weights
 from luffy.rollout.engine import Sampling
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+SHOWN = 300  # characters of what vLLM says when it fails
+
 
 def import_vllm(key: str) -> Any:
     """The library, with its core in this process. key: what asks for it. Raises ConfigError where it is missing."""
@@ -27,7 +29,9 @@ def import_vllm(key: str) -> Any:
     try:
         import vllm
     except ImportError as error:
-        reason = "" if isinstance(error, ModuleNotFoundError) and error.name == "vllm" else f" ({first_line(error)})"
+        reason = (
+            "" if isinstance(error, ModuleNotFoundError) and error.name == "vllm" else f" ({first_line(error, SHOWN)})"
+        )
         raise ConfigError(
             f"{key} needs the package vllm{reason}: pip install vllm (on a CPU: `make test-vllm` shows the versions)."
         ) from None
@@ -72,6 +76,11 @@ def request_settings(n: int, sampling: Sampling, place: int, eos_ids: Sequence[i
 def logprobs_mode(config: Config) -> str:
     """Which of its two kinds of log-probs: before the temperature, or after temperature and top-p."""
     return "raw_logprobs" if config.rollout.temperature == 1 else "processed_logprobs"
+
+
+def distinct(n: int, sampling: Sampling) -> int:
+    """How many of n completions to ask for: vLLM refuses several greedy ones, which are all alike."""
+    return n if sampling.temperature > 0 else 1
 
 
 def knows_logprobs(mode: str, sampling: Sampling) -> bool:
@@ -123,11 +132,6 @@ def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         if weight.data_ptr() not in seen:
             seen |= {weight.data_ptr()} & own
             yield name, weight.detach()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, cut to a line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300] or type(error).__name__
 
 
 def _dtype(config: Config, loaded: LoadedModel) -> str:

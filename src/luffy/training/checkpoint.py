@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,6 +35,7 @@ from luffy.policy.adapters import has_adapter, load_adapter, plain_copy, save_ad
 from luffy.policy.sharding import split_like
 from luffy.training.learner import Learner
 from luffy.training.world import ALONE, World
+from luffy.training.wrapper import parameters_of
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ def load_optimizer(checkpoint: Path, learner: Learner) -> None:
             return load_file(checkpoint / "optimizer.safetensors")
 
     moments = learner.world.tensors_from_main(read)
-    for index, parameter in enumerate(_parameters(learner.optimizer)):
+    for index, parameter in enumerate(parameters_of(learner.optimizer)):
         if f"{index}.step" in moments:
             learner.optimizer.state[parameter] = {
                 "step": moments[f"{index}.step"].to(parameter.device),
@@ -275,7 +275,3 @@ def _reading(checkpoint: Path) -> Iterator[None]:
     except Exception as error:  # OSError, SafetensorError, RuntimeError for other shapes, KeyError, ...
         reason = " ".join(str(error).split("\n")[:3]).strip()
         raise RunError(f"{checkpoint}: cannot be read ({reason}). Delete it to use the one before.") from None
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -10,11 +10,10 @@ fewer micro-batches than another computes blank ones, whose gradient is zero, so
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,10 +33,10 @@ from luffy.policy import (
     padding_fraction,
     pick_autocast,
 )
-from luffy.policy.adapters import adapter_disabled, has_adapter
+from luffy.policy.adapters import adapter_disabled, has_adapter, plain_copy
 from luffy.policy.precision import Autocast
 from luffy.policy.sharding import clip_gradients
-from luffy.training.dealing import Round, deal, rounds
+from luffy.training.dealing import deal, rounds
 from luffy.training.draw import seed_of
 from luffy.training.rows import Row, TokenTable, reinforcement_rows, supervised_rows, texts
 from luffy.training.schedule import learning_rate
@@ -122,7 +121,8 @@ class Learner:
         self.accelerator.gradient_accumulation_steps, self.accelerator.sync_gradients = 1, True
         self.policy.train(self.config.policy.gradient_checkpointing or self.config.adapter.dropout > 0)
         own: dict[str, float] = defaultdict(float)
-        for one in self._rounds(rows):
+        dealt = self._deal(rows)
+        for one in rounds(rows, dealt, self.world.rank):
             with self.wrapper.sums(last=one.last):
                 loss, stats = self._loss(one.rows)
                 self.wrapper.backward(loss)
@@ -135,11 +135,8 @@ class Learner:
         self.policy.eval()
         applied = self._apply_gradient(step, totals["loss"] + totals["engine_gap"])
         measured = {} if applied["skipped"] else totals  # nothing that is not finite gets into the metrics
-        everywhere = [batch for share in self._deal(rows) for batch in share]
+        everywhere = [batch for share in dealt for batch in share]
         return {**measured, **applied, "padding_fraction": padding_fraction(everywhere)}
-
-    def _rounds(self, rows: Sequence[Row]) -> Iterator[Round]:
-        return rounds(rows, self._deal(rows), self.world.rank)
 
     def _deal(self, rows: Sequence[Row]) -> list[list[MicroBatch]]:
         return deal(rows, self.scorer, self.world.size, self.config.policy.token_budget)
@@ -242,7 +239,7 @@ class Learner:
         """One pass before the first of several updates, where truncated importance sampling needs it."""
         if self.config.objective.importance_cap is None:
             return
-        for one in self._rounds(rows):
+        for one in rounds(rows, self._deal(rows), self.world.rank):
             batch = one.rows
             logprobs = self._score(batch, entropy_gradient=False).logprobs
             parts = logprobs.split([len(row.rollout.completion_ids) for row in batch])
@@ -265,8 +262,7 @@ def _reference(loaded: LoadedModel, config: Config, autocast: Autocast) -> Score
     """A scorer on a copy that stays as it is; under an adapter the model itself, whose base does."""
     if has_adapter(loaded.model):
         return _scorer(loaded, config, autocast)
-    frozen = copy.deepcopy(loaded.model).requires_grad_(False).eval()
-    return _scorer(replace(loaded, model=frozen), config, autocast)
+    return _scorer(replace(loaded, model=plain_copy(loaded.model)), config, autocast)
 
 
 def _summarise(totals: dict[str, float], updates: int) -> Metrics:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from luffy.algorithm import METHODS
 from luffy.config import Config, completion_format
 from luffy.data import EncodedProblem, EncodedTrace, LoadedProblems, prepare_problems
-from luffy.errors import ConfigError, DataError, ModelError
+from luffy.errors import DataError, ModelError, first_line
 from luffy.policy import LoadedModel, check_context
-from luffy.policy.adapters import has_adapter, plain_copy
+from luffy.policy.adapters import plain_copy
 from luffy.policy.precision import Autocast
 from luffy.reward import Verdict
 from luffy.rollout import Engine, TransformersEngine
@@ -74,11 +73,6 @@ def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast, *, shar
 
     sharded: the policy will be split over processes, so that none could generate with it by itself.
     """
-    if config.rollout.engine != "transformers" and _shares_the_work():
-        raise ConfigError(
-            f"rollout.engine={config.rollout.engine} is for one training process so far: set rollout.engine to "
-            "transformers, or processes to 1."
-        )
     if config.rollout.engine == "vllm":
         from luffy.rollout.vllm_engine import VllmEngine
 
@@ -143,11 +137,9 @@ def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocas
         return policy
     try:
         device = torch.device(wanted.device) if wanted.device else policy.device
-        copied = plain_copy(policy) if has_adapter(policy) else copy.deepcopy(policy).requires_grad_(False)
-        model = copied.to(device, dtype)
+        model = plain_copy(policy).to(device, dtype)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"rollout.device={wanted.device} cannot be used: {reason}") from None
+        raise ModelError(f"rollout.device={wanted.device} cannot be used: {first_line(error)}") from None
     if wanted.ahead and model.device == policy.device:
         logger.warning(
             "rollout.ahead=1: generating and updating share %s, so a step is hardly faster than one after the "
@@ -155,7 +147,3 @@ def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocas
             policy.device,
         )
     return model
-
-
-def _shares_the_work() -> bool:
-    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

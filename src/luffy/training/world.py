@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from luffy.config import Config
-from luffy.errors import ConfigError, LuffyError, RunError
+from luffy.errors import ConfigError, LuffyError, RunError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ class World:
                 PartialState(cpu=on_cpu, timeout=timeout)
             group = dist.new_group(backend="gloo", timeout=timeout)
         except RuntimeError as error:
-            raise LostProcessError(f"the {started} processes did not find each other: {_first_line(error)}") from None
+            raise LostProcessError(
+                f"the {started} processes did not find each other: {first_line(error, 200)}"
+            ) from None
         return cls(dist.get_rank(), dist.get_world_size(), config.parallel.timeout, group)
 
     def apart(self) -> Self:
@@ -208,10 +210,6 @@ def _value(outcome: tuple[bool, Any]) -> Any:
 
 def _is_of_connection(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
 
 
 def in_order(parts: Sequence[Sequence[Value]]) -> list[Value]:

@@ -67,11 +67,10 @@ class Wrapper:
 
     def whole_moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """AdamW's moments as `index.name`, index: place of the parameter in the optimizer; gathered likewise."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         with self.world.lost_are_named():
             return self._kept(
                 (f"{index}.{name}", whole(value.detach()))
-                for index, parameter in enumerate(parameters)
+                for index, parameter in enumerate(parameters_of(optimizer))
                 for name, value in optimizer.state.get(parameter, {}).items()
             )
 
@@ -91,3 +90,8 @@ class Wrapper:
             if self.world.main:
                 kept[name] = moved.setdefault(id(tensor), (tensor, tensor.cpu().contiguous()))[1]
         return kept
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What it changes, in the order by which a checkpoint numbers it."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
