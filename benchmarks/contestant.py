@@ -154,7 +154,7 @@ def run_trl(work: Any, folder: Path, turns: Turns) -> None:
         "num_generations": size,
         "max_completion_length": work.longest,
         "use_cpu": work.device == "cpu",
-        "bf16": work.dtype == "bfloat16",
+        "bf16": "bfloat16" in (work.dtype, work.autocast),
         "gradient_checkpointing": work.gradient_checkpointing,
         "optim": "adamw_torch_fused",
         "learning_rate": 1e-6,

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import gc
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
-from measuring import outcome, ratio, report, seconds
+from measuring import has_bfloat16, outcome, ratio, report, seconds
 from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from luffy.rollout import Sampling, TransformersEngine
@@ -41,6 +41,7 @@ class Case:
     mean: int  # of a completion that no limit cuts
     limit: int
     prompts: int
+    dtype: torch.dtype = torch.float32
 
 
 MINIATURE = Case(
@@ -59,6 +60,7 @@ SMOLLM2 = Case(
     },
     (16, 30), 12, 36, 4,
 )  # fmt: skip
+SMOLLM2_BFLOAT16 = replace(SMOLLM2, name="135M, bfloat16", dtype=torch.bfloat16)  # as rollouts are drawn under autocast
 
 
 class Contest:
@@ -67,7 +69,7 @@ class Contest:
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
         config = LlamaConfig(**case.shape, tie_word_embeddings=True, max_position_embeddings=2048)
-        self.case, self.model, self.seed = case, LlamaForCausalLM(config).eval(), 0
+        self.case, self.model, self.seed = case, LlamaForCausalLM(config).to(case.dtype).eval(), 0
         # continuous batching sets up the model's attention in its own way, so each contestant has a model
         self.of_generate, self.of_continuous = deepcopy(self.model), deepcopy(self.model)
         shortest, longest = case.prompt
@@ -146,7 +148,7 @@ def compare_step(case: Case, goal: str) -> dict[str, Any]:
             position.add_(1)
 
     linears = [module for module in contest.model.modules() if isinstance(module, torch.nn.Linear)]
-    inputs = {module.in_features: torch.randn(STEP_ROWS, module.in_features) for module in linears}
+    inputs = {module.in_features: torch.randn(STEP_ROWS, module.in_features, dtype=case.dtype) for module in linears}
 
     def products() -> None:
         for _ in range(4):
@@ -165,10 +167,11 @@ def compare_step(case: Case, goal: str) -> dict[str, Any]:
 def main() -> None:
     """Measure and report."""
     rows: list[dict[str, Any]] = []
-    for case in (MINIATURE, SMOLLM2):
+    cases = [MINIATURE, SMOLLM2, *([SMOLLM2_BFLOAT16] if has_bfloat16() else [])]
+    for case in cases:
         rows += compare(case)
         gc.collect()
-    report("generation", [*rows, compare_step(MINIATURE, "<= 3"), compare_step(SMOLLM2, "<= 3")])
+    report("generation", [*rows, *(compare_step(case, "<= 3") for case in cases)])
 
 
 if __name__ == "__main__":

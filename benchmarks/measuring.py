@@ -17,6 +17,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+NO_UNITS = "this processor has no bfloat16 units (avx512_bf16, amx_bf16)"
 
 
 def seconds(*actions: Callable[[], object], repeats: int = 7) -> list[list[float]]:

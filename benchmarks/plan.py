@@ -23,13 +23,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import ROOT, outcome, replace, report, show
+from measuring import NO_UNITS, ROOT, outcome, report, show
+from measuring import replace as replace_text
 from memory import resident
 from workload import SHAPES, Lengths, Work, build_model, draw_problems, reward, save_model
 
@@ -51,13 +52,15 @@ class Case:
     held_out: bool = False
 
 
+LUFFY_135M = Work("135M", 1, (60, 70, 80, 90, 100, 110, 120), trace=480, token_budget=1024)
 CASES = {
     "5M, LUFFY": Case(Work("5M", 2, (60, 83, 107, 130, 153, 177, 200), trace=480, token_budget=4096), 3),
     "27M, on-policy": Case(Work("27M", 3, (96,) * 8, prompt=60, token_budget=4096), 2),
     "60M, LUFFY, recomputed": Case(
         Work("60M", 1, (50, 75, 100, 125, 150), trace=600, gradient_checkpointing=True, token_budget=2048), 2
     ),
-    "135M, LUFFY": Case(Work("135M", 1, (60, 70, 80, 90, 100, 110, 120), trace=480, token_budget=1024), 2),
+    "135M, LUFFY": Case(LUFFY_135M, 2),
+    "135M, LUFFY, bfloat16 autocast": Case(replace(LUFFY_135M, autocast="bfloat16"), 3),
     "85M, on-policy": Case(Work("85M", 1, (40, 80, 120, 160), prompt=100, token_budget=2048), 2, True),
 }
 
@@ -126,10 +129,12 @@ def predict(work: Work, device: Device) -> tuple[float, Seconds]:
     prompts = [work.prompt] * work.groups
     tokens = micro_batch_tokens(prompts, lengths, work.token_budget)
     repeats = work.trained_tokens / (work.groups * (work.prompt + sum(lengths[0]) - work.group_size))
-    memory = estimate_memory(shape, config, prompt=work.prompt, micro_batches=tokens, repeats=repeats)
+    memory = estimate_memory(
+        shape, config, units=device.bfloat16 is not None, prompt=work.prompt, micro_batches=tokens, repeats=repeats
+    )
     mean = sum(work.lengths) / len(work.lengths)
     given = PlannedLengths(work.prompt, mean, work.trace, "given", longest=max(work.lengths))
-    seconds = time_step(shape, config, given, count_work(shape, config, given), device, 1, gpu=False)
+    seconds = time_step(shape, config, given, count_work(shape, config, given), device, 1)
     return memory.peak, seconds
 
 
@@ -162,11 +167,14 @@ def main(names: Sequence[str]) -> None:
     rows: list[dict[str, Any]] = []
     raw: dict[str, Any] = {}
     for name in names:
+        if CASES[name].work.autocast == "bfloat16" and device.bfloat16 is None:
+            print(f"{name}: left out, {NO_UNITS}")
+            continue
         more, raw[name] = check(name, CASES[name], device)
         rows += more
         show("plan", more)
     report("plan", rows, rates=asdict(device), load=os.getloadavg()[0], cases=raw)
-    replace(ROOT / "docs" / "scaling.md", "plan", as_table(raw))
+    replace_text(ROOT / "docs" / "scaling.md", "plan", as_table(raw))
 
 
 def as_table(cases: dict[str, Any]) -> str:

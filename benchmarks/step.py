@@ -3,7 +3,8 @@
 `python benchmarks/step.py`. Both sides run their own trainers, a process each, and take turns step by step
 (`duel.py`, `contestant.py`); both do the same work (`workload.py`): same model, prompts, lengths, traces, dtype and
 threads. Goals: a LUFFY step at least 3 times as fast, its update alone (log-probs, loss, backward, clipping, optimizer)
-at least 4 times, a plain on-policy step of equal lengths at least 1.5 times.
+at least 4 times, a plain on-policy step of equal lengths at least 1.5 times. Products are float32 on both sides; where
+the processor has units for bfloat16, the 135M steps are also measured under bfloat16 autocast on both sides.
 
 Outside generating, verifying, updating and synchronising a step may spend at most 3 %: measured on `luffy.train` with
 the miniature's recipe, from step to step, its verifier in a process of its own, metrics written.
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 from duel import ContestantError, column, duel, has_trl
-from measuring import outcome, ratio, report, spread
+from measuring import NO_UNITS, has_bfloat16, outcome, ratio, report, spread
 from workload import Work
 
 from luffy import load_config, train
@@ -31,19 +33,24 @@ CASES = {
     "on-policy-miniature": Work("miniature", groups=16, lengths=(35,) * 8, rows=128),
     "on-policy-135M": Work("135M", groups=2, lengths=(35,) * 8, rows=16),
 }
+CASES |= {f"{case}-bfloat16": replace(CASES[case], autocast="bfloat16") for case in ("luffy-135M", "on-policy-135M")}
 STEPS, SKIPPED = 30, 5  # of the miniature's recipe
 PARTS = ("generate", "verify", "update", "synchronise")
 
 
 def against_trl(case: str) -> None:
     """A row for each part of the step that has a goal."""
-    work, (method, _, model) = CASES[case], case.rpartition("-")
+    work = CASES[case]
+    method = "luffy" if work.trace else "on-policy"
+    model = work.shape if work.autocast == "none" else f"{work.shape}, bfloat16 autocast"
     goals = GOALS[method]
     names = {"step": f"whole step, {method}, {model}", "update": f"update alone, {method}, {model}"}
     try:
         if not has_trl():
             raise ContestantError("TRL is not installed: pip install 'luffy-rl[bench]'")
-        ours, trl = duel(work, REPEATS[model])
+        if work.autocast == "bfloat16" and not has_bfloat16():
+            raise ContestantError(NO_UNITS)
+        ours, trl = duel(work, REPEATS[work.shape])
     except ContestantError as error:
         report(
             f"step-{case}", [outcome(names[part], "TRL", None, goal, note=str(error)) for part, goal in goals.items()]

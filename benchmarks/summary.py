@@ -18,8 +18,10 @@ from rich.table import Table
 ORDER = (  # files, as the table lists them
     "step-luffy-miniature",
     "step-luffy-135M",
+    "step-luffy-135M-bfloat16",
     "step-on-policy-miniature",
     "step-on-policy-135M",
+    "step-on-policy-135M-bfloat16",
     "generation",
     "update-miniature",
     "update-135M",

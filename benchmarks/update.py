@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import has_bfloat16, outcome, ratio, report, seconds, spread
+from measuring import NO_UNITS, has_bfloat16, outcome, ratio, report, seconds, spread
 from torch import Tensor
 from workload import FIRST_WORD, SHAPES, Shape, Work, save_model
 
@@ -41,10 +41,11 @@ REPEATS = {"miniature": 11, "135M": 5}
 
 
 def start_learner(shape: Shape, overrides: dict[str, Any]) -> Learner:
-    """A learner of a random model, its optimizer made."""
+    """A learner of a random model, its optimizer made; products are float32 where nothing else is said."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(shape, Path(folder))
-        config = load_config(None, {"model": folder, "optimizer.learning_rate": 1e-6, **overrides})
+        settings = {"model": folder, "optimizer.learning_rate": 1e-6, "policy.autocast": "none"}
+        config = load_config(None, settings | overrides)
         learner = Learner(load_model(folder, config.policy), config)
     learner.start_phase("rl", 0, 1)
     return learner
@@ -132,7 +133,7 @@ def bfloat16_row(shape: Shape, groups: Sequence[Group], limit: float, overrides:
     """The same under bfloat16 autocast, where the processor has units for it."""
     what, against, goal = "update, 135M, bfloat16 autocast", "its matrix products alone", ">= 35 %"
     if not has_bfloat16():
-        return outcome(what, against, None, goal, note="this processor has no bfloat16 units (avx512_bf16, amx_bf16)")
+        return outcome(what, against, None, goal, note=NO_UNITS)
     learner = start_learner(shape, overrides | {"policy.autocast": "bfloat16"})
     multiply, operations = matrix_products(shape, tokens=1024)
 

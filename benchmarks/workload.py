@@ -121,6 +121,7 @@ class Work:
     token_budget: int = 16384  # tokens in a micro-batch of ours
     rows: int = 8  # rows in a micro-batch of TRL
     dtype: str = "float32"
+    autocast: str = "none"  # type of the products of an update, on both sides; ours generates with it, too
     device: str = "cpu"
     gradient_checkpointing: bool = False
     trl: dict[str, Any] = field(default_factory=dict)  # further settings of GRPOConfig
@@ -153,6 +154,7 @@ class Work:
             "data.template": "none",
             "policy.token_budget": self.token_budget,
             "policy.dtype": self.dtype,
+            "policy.autocast": self.autocast,
             "policy.device": self.device,
             "policy.gradient_checkpointing": self.gradient_checkpointing,
             "optimizer.learning_rate": 1e-6,

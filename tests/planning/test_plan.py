@@ -1,7 +1,7 @@
 """The arithmetic of `luffy plan`: against numbers worked out by hand, and against what torch counts."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from luffy.errors import ConfigError, ModelError
 from luffy.planning import estimate_memory, find_device, find_remedies, make_plan, read_shape
 from luffy.planning.devices import Device, read_device
 from luffy.planning.measure import measure_machine
-from luffy.planning.memory import kept_a_token, logit_bytes, micro_batch_tokens
+from luffy.planning.memory import kept_a_token, logit_bytes, micro_batch_tokens, rollouts_a_problem
 from luffy.planning.shape import KNOWN, shape_of
 from luffy.planning.work import Lengths, count_work, time_step
 from luffy.policy import Scorer, split_packed
@@ -119,20 +119,20 @@ def test_operations_of_a_step_by_hand():
 
 def test_remedies_make_it_fit():
     config = load_config(None, {"model": "Qwen/Qwen2.5-Math-7B", "policy.token_budget": 32768})
-    plan = make_plan(config, find_device("a100-80"), 8, gpu=True)
+    plan = make_plan(config, find_device("a100-80"), 8)
     assert not plan.ok
     remedy = find_remedies(plan)
     assert remedy is not None
     given = [one for one in remedy.settings if "=" in one and not one.startswith("parallel")]
     changed = load_config(None, ["model=Qwen/Qwen2.5-Math-7B", "policy.token_budget=32768", *given])
     devices = next((int(one.split()[1]) for one in remedy.settings if one.startswith("--gpus")), 8)
-    assert make_plan(changed, plan.device, devices, gpu=True).ok
+    assert make_plan(changed, plan.device, devices).ok
 
 
 def test_nothing_helps_where_the_weights_alone_are_too_large_for_this_machine():
     config = load_config(None, {"model": "Qwen/Qwen2.5-Math-7B"})
     device = find_device("A10")
-    assert find_remedies(make_plan(config, device, 1, gpu=False)) is None
+    assert find_remedies(make_plan(config, device, 1)) is None
 
 
 def test_command_says_whether_it_fits(tmp_path):
@@ -177,7 +177,7 @@ def test_seconds_of_a_step_by_hand():
     lengths = Lengths(10, 20, 0, "", longest=30)
     device = Device("a", 1e9, flops=1e6, bandwidth=1e6, utilisation=0.5, decode_utilisation=0.25, call=0, token=2.0)
     work = count_work(shape, config, lengths)
-    seconds = time_step(shape, config, lengths, work, device, 1, gpu=False)
+    seconds = time_step(shape, config, lengths, work, device, 1)
     assert seconds.update == pytest.approx(work.update_flops / 0.5e6)
     assert seconds.optimizer == pytest.approx(40 * shape.parameters / 1e6)
     decode = 4 * shape.parameters / 0.25e6 + 2 * shape.parameters * 4 / 0.5e6  # six rows, of which four on average
@@ -201,3 +201,28 @@ def test_what_the_plan_copies_of_the_engine_so_as_to_need_no_torch():
     from luffy.rollout import cache, packed_linear
 
     assert (memory.LEAST_ELEMENTS, memory.BLOCK) == (packed_linear.LEAST_ELEMENTS, cache.BLOCK)
+
+
+def test_bfloat16_products_of_a_large_model_take_a_copy_that_generates_and_the_rates_for_them():
+    shape, config = read_shape("Qwen/Qwen2.5-0.5B-Instruct"), load_config(None)
+    plain, mixed = (estimate_memory(shape, config, units=units) for units in (False, True))
+    assert (plain.engine, mixed.engine) == (0, 2 * shape.parameters)
+    assert mixed.cache == plain.cache / 2
+    assert plain.layout > mixed.layout == 0  # weights are laid out for float32 alone
+    small = read_shape("miniature")
+    assert estimate_memory(small, config, units=True) == estimate_memory(small, config)
+    device = Device("a", 1e9, flops=1e9, bandwidth=1e9, bfloat16={"flops": 8e9})
+    lengths = Lengths(10, 20, 30, "")
+    work = count_work(shape, config, lengths)
+    faster, slower = (
+        time_step(shape, config, lengths, work, one, 1) for one in (device, replace(device, bfloat16=None))
+    )
+    assert faster.update < slower.update / 4
+
+
+def test_traces_take_places_only_where_they_join_the_group():
+    rows = {
+        name: rollouts_a_problem(load_config(None, {"method": name}))
+        for name in ("luffy", "on_policy", "rl_sft", "sft")
+    }
+    assert rows == {"luffy": 7, "on_policy": 8, "rl_sft": 8, "sft": 0}

@@ -162,10 +162,7 @@ def plan(
         return
     device = this_machine(rates) if gpu is None else find_device(gpu)
     device = replace(device, utilisation=utilisation) if utilisation else device
-    made = make_plan(
-        load_config(recipe, overrides or []), device, gpus * nodes, gpu=gpu is not None, price=price,
-        mean_tokens=mean_tokens,
-    )  # fmt: skip
+    made = make_plan(load_config(recipe, overrides or []), device, gpus * nodes, price=price, mean_tokens=mean_tokens)
     remedy = None if made.ok else find_remedies(made)
     if as_json:
         print_json(made.to_json() | {"remedy": list(remedy.settings) if remedy else None})

@@ -11,6 +11,7 @@ from luffy.config.names import nearest
 from luffy.config.reading import load_config, parse_override
 from luffy.config.recipe import Config, completion_format
 from luffy.config.sections import (
+    AUTOCAST_FROM,
     MINIATURE,
     AdapterConfig,
     ColumnsConfig,
@@ -21,6 +22,7 @@ from luffy.config.sections import (
 )
 
 __all__ = [
+    "AUTOCAST_FROM",
     "MINIATURE",
     "AdapterConfig",
     "ColumnsConfig",

@@ -270,6 +270,9 @@ class SFTConfig(Section):
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
 
 
+AUTOCAST_FROM = 10_000_000  # parameters; below, turning numbers into bfloat16 costs what the products gain
+
+
 class PolicyConfig(Section):
     """How the model is held and computed."""
 

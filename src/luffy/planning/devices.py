@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from luffy.config import nearest
 from luffy.errors import ConfigError
 from luffy.files import parse_json
-from luffy.planning.machine import GIB, memory
+from luffy.planning.machine import GIB, memory, multiplies_bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,20 @@ class Device:
     logit: float = 0.0  # seconds an update spends on a logit, outside products
     draw: float = 0.0  # seconds that drawing a token spends on a logit
     source: str = "stated"
+    gpu: bool = False
+    bfloat16: Mapping[str, float] | None = None  # rates that differ for products of bfloat16; None: it has no units
+
+    def computing_bfloat16(self) -> Device:
+        """The same device with its rates for bfloat16, where it has units for it."""
+        rates: dict[str, Any] = dict(self.bfloat16 or {})
+        return replace(self, **rates)
 
 
 def _quoted(name: str, gigabytes: float, teraflops: float, gigabytes_a_second: float, *pages: str) -> Device:
     source = f"peaks as quoted by {' and '.join(pages)}; shares assumed, not run on a GPU yet"
-    return Device(name, gigabytes * 1e9, teraflops * 1e12, gigabytes_a_second * 1e9, source=source)
+    return Device(
+        name, gigabytes * 1e9, teraflops * 1e12, gigabytes_a_second * 1e9, source=source, gpu=True, bfloat16={}
+    )
 
 
 GARDEN = "https://glennklockwood.com/garden/processors/"  # quotes NVIDIA's data sheet and white papers
@@ -108,6 +117,7 @@ def this_machine(file: Path | None = None) -> Device:
     return Device(
         "this machine", memory_here(), 50e9, 10e9, 0.7, 0.8, 1e-3,
         source="not measured: rates assumed, `luffy plan --measure` measures them",
+        bfloat16={} if multiplies_bfloat16() else None,
     )  # fmt: skip
 
 

@@ -20,7 +20,6 @@ class Plan:
     shape: ModelShape
     device: Device
     devices: int
-    gpu: bool
     memory: dict[Strategy, Memory]
     lengths: Lengths
     work: Work
@@ -65,14 +64,17 @@ class Plan:
 
 
 def make_plan(
-    config: Config, device: Device, devices: int = 1, *, gpu: bool, price: float | None = None,
-    mean_tokens: float | None = None,
+    config: Config, device: Device, devices: int = 1, *, price: float | None = None, mean_tokens: float | None = None
 ) -> Plan:  # fmt: skip
-    """Plan a run. gpu: whether the device is one. mean_tokens: of a completion. Raises ModelError."""
+    """Plan a run. mean_tokens: of a completion. Raises ModelError."""
     shape = read_shape(config.model)
     strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if devices > 1 else ("ddp",)
-    memory = {one: estimate_memory(shape, config, devices=devices, strategy=one, gpu=gpu) for one in strategies}
+    units = device.bfloat16 is not None
+    memory = {
+        one: estimate_memory(shape, config, devices=devices, strategy=one, gpu=device.gpu, units=units)
+        for one in strategies
+    }
     lengths = assume_lengths(config, rollout=mean_tokens)
     work = count_work(shape, config, lengths)
-    seconds = time_step(shape, config, lengths, work, device, devices, gpu=gpu)
-    return Plan(config, shape, device, devices, gpu, memory, lengths, work, seconds, price)
+    seconds = time_step(shape, config, lengths, work, device, devices)
+    return Plan(config, shape, device, devices, memory, lengths, work, seconds, price)

@@ -1,10 +1,18 @@
-"""How much memory this machine has."""
+"""What this machine is, as far as its system says it: no torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 GIB = 2**30
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has units for products of bfloat16 matrices (AMX)."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
 
 
 def memory() -> tuple[float, float] | None:

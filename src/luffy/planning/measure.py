@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luffy.planning.devices import Device, cache_file, memory_here, write_device
+from luffy.planning.machine import multiplies_bfloat16
 from luffy.planning.memory import kept_a_token
 from luffy.planning.shape import shape_of
 
@@ -44,25 +45,36 @@ def measure_device() -> Device:
     where = torch.device("cuda" if gpu else "cpu")
     dtype = torch.bfloat16 if gpu else torch.float32
     size = 4 if gpu else 1  # widths are multiples of it: a GPU is measured on more
-    flops, number, logit = _update_rates(where, dtype, size)
     bandwidth = _copy_rate(where, size)
-    reading, decode_flops = _decode_rates(where, dtype, size)
+    rates = _rates(where, dtype, size, bandwidth)
+    in_bfloat16 = {} if gpu else _rates(where, torch.bfloat16, size, bandwidth) if multiplies_bfloat16() else None
     call, token = _decode_overhead(where)
     return Device(
         torch.cuda.get_device_name() if gpu else "this machine",
         float(torch.cuda.get_device_properties(0).total_memory) if gpu else memory_here(),
-        flops,
-        bandwidth,
+        bandwidth=bandwidth,
         utilisation=1.0,
-        decode_utilisation=reading / bandwidth,
-        decode_flops=decode_flops,
         call=call,
         token=token,
-        number=number,
-        logit=logit,
         draw=_draw_seconds(where),
         source="measured",
+        gpu=gpu,
+        bfloat16=in_bfloat16,
+        **rates,
     )
+
+
+def _rates(where: torch.device, dtype: torch.dtype, size: int, bandwidth: float) -> dict[str, float]:
+    """The rates of a device that depend on the type of its products, by their names there."""
+    flops, number, logit = _update_rates(where, dtype, size)
+    reading, decode_flops = _decode_rates(where, dtype, size)
+    return {
+        "flops": flops,
+        "number": number,
+        "logit": logit,
+        "decode_utilisation": reading / bandwidth,
+        "decode_flops": decode_flops,
+    }
 
 
 def least_seconds(*actions: Callable[[], object], repeats: int = REPEATS) -> list[float]:
@@ -148,11 +160,18 @@ def _decode_overhead(where: torch.device) -> tuple[float, float]:
 
 
 def _update_rates(where: torch.device, dtype: torch.dtype, size: int) -> tuple[float, float, float]:
-    """Operations a second of products; seconds of a number that a layer keeps, and of a logit, beyond its products."""
+    """Operations a second of products; seconds of a number that a layer keeps, and of a logit, beyond its products.
+
+    On a CPU weights are float32, and products of bfloat16 are those of autocast.
+    """
+    import torch
+
     from luffy.policy import Scorer
 
-    model = _random_model(WIDTH * size, INNER * size, LAYERS, VOCABULARY * size).to(device=where, dtype=dtype)
-    scorer = Scorer(model, pad_id=0, chunk_elements=2**24)
+    mixed = where.type == "cpu" and dtype == torch.bfloat16
+    model = _random_model(WIDTH * size, INNER * size, LAYERS, VOCABULARY * size)
+    model = model.to(device=where, dtype=torch.float32 if mixed else dtype)
+    scorer = Scorer(model, pad_id=0, chunk_elements=2**24, autocast="bfloat16" if mixed else "none")
     prompts = [[1]] * ROWS
     completions = [[2 + place % 50 for place in range(LENGTH)]] * ROWS
 
@@ -160,7 +179,9 @@ def _update_rates(where: torch.device, dtype: torch.dtype, size: int) -> tuple[f
         scorer(prompts, completions, loss=lambda scores, _: scores.logprobs.sum()).loss.backward()
 
     def states() -> None:
-        scorer._states(prompts, completions)[0].sum().backward()
+        with scorer._precision():
+            found = scorer._states(prompts, completions)[0].sum()
+        found.backward()
 
     multiply, operations = _products(where, dtype, size)
     update()  # tries the model's paths

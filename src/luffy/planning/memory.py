@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from luffy.config import Config
+from luffy.algorithm.methods import METHODS
+from luffy.config import AUTOCAST_FROM, Config
 from luffy.planning.shape import ModelShape
 
 Strategy = Literal["ddp", "fsdp"]
@@ -61,11 +62,11 @@ class Memory:
         return self.kept + max(self.update, self.generation)
 
 
-def computes_bfloat16(config: Config, *, gpu: bool) -> bool:
-    """Whether products are bfloat16 with weights of another type; `auto` takes it on every GPU of the table."""
-    return config.policy.dtype == "float32" and (
-        config.policy.autocast == "bfloat16" or (config.policy.autocast == "auto" and gpu)
-    )
+def computes_bfloat16(shape: ModelShape, config: Config, *, units: bool) -> bool:
+    """Whether products are bfloat16 with float32 weights. units: whether the device has some for such products."""
+    wanted = config.policy.autocast
+    chosen = units and shape.parameters >= AUTOCAST_FROM if wanted == "auto" else wanted == "bfloat16"
+    return chosen and config.policy.dtype == "float32"
 
 
 def kept_a_token(shape: ModelShape, repeats: float = 1.0) -> float:
@@ -117,18 +118,20 @@ def estimate_memory(
     devices: int = 1,
     strategy: Strategy = "ddp",
     gpu: bool = False,
+    units: bool = False,
     prompt: int | None = None,
     micro_batches: Sequence[int] = (),
     repeats: float = 1.0,
 ) -> Memory:
     """Memory by part on each of `devices`, when the most is there.
 
-    prompt: tokens of the longest; default: the limit. micro_batches: tokens of each; default: several, of the budget or
-    the longest row where that is longer, which gets a micro-batch of its own. repeats: see `kept_a_token`.
+    units: whether a device multiplies bfloat16. prompt: tokens of the longest; default: the limit.
+    micro_batches: tokens of each; default: several, of the budget or the longest row where that is longer, which gets a
+    micro-batch of its own. repeats: see `kept_a_token`.
     """
     policy = config.policy
     size, share = BYTES[policy.dtype], devices if strategy == "fsdp" else 1
-    mixed = computes_bfloat16(config, gpu=gpu)
+    mixed = computes_bfloat16(shape, config, units=units)
     computed = 2 if mixed else size
     prompt = config.data.max_prompt_tokens if prompt is None else prompt
     whole = shape.parameters * size
@@ -144,7 +147,7 @@ def estimate_memory(
         logits=0.0,
         cache=2.0 * shape.layers * shape.key_value_width * cached * computed,
         sampling=float(SAMPLING_BUFFERS * rows * shape.vocabulary * max(computed, 4)),
-        layout=0.0 if gpu else _layout_bytes(shape, config),
+        layout=0.0 if gpu or mixed else _layout_bytes(shape, config),
     )
     given = micro_batches or [max(policy.token_budget, longest_row(config, prompt))] * 2
     candidates = [
@@ -170,11 +173,18 @@ def _update_bytes(
     return size
 
 
+def rollouts_a_problem(config: Config) -> int:
+    """Completions that are sampled of a problem: the group less the traces that join it; none without a phase of RL."""
+    method, rollout = METHODS[config.method], config.rollout
+    joined = rollout.traces if method.traces == "group" else 0
+    return rollout.group_size - joined if "rl" in method.phases else 0
+
+
 def _generated_at_once(config: Config, devices: int, prompt: int) -> tuple[int, int]:
     """(rows, tokens in the cache) of one device, when all completions are as long as they may be."""
-    if config.method == "sft":
+    own = rollouts_a_problem(config)
+    if not own:
         return 0, 0
-    own = config.rollout.group_size - config.rollout.traces
     prompts = -(-config.problems_per_step // devices)
     a_prompt = own * (prompt + config.rollout.max_tokens)
     together = min(prompts, max(1, config.rollout.batch_tokens // a_prompt))
@@ -184,7 +194,7 @@ def _generated_at_once(config: Config, devices: int, prompt: int) -> tuple[int, 
 
 def _engine_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: bool) -> float:
     """The copy that generates: of another type, ahead of the update, or whole where the policy is sharded."""
-    if config.method == "sft":
+    if not rollouts_a_problem(config):
         return 0.0
     kinds = {"auto": "bfloat16" if mixed else config.policy.dtype}
     kind = kinds.get(config.rollout.dtype, config.rollout.dtype)
@@ -195,7 +205,7 @@ def _engine_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: bo
 def _layout_bytes(shape: ModelShape, config: Config) -> float:
     """The blocked copies of large float32 weights that live while the engine of this process generates on a CPU."""
     blocked = config.policy.dtype == "float32" and config.rollout.dtype in ("auto", "float32")
-    if config.method == "sft" or not blocked or config.rollout.engine != "transformers":
+    if not rollouts_a_problem(config) or not blocked or config.rollout.engine != "transformers":
         return 0.0
     layers = shape.layers * shape.layer_parameters if shape.width * shape.inner >= LEAST_ELEMENTS else 0
     head = shape.head_parameters if shape.head_parameters >= LEAST_ELEMENTS else 0

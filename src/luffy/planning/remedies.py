@@ -39,7 +39,7 @@ def find_remedies(plan: Plan) -> Remedy | None:
             if tried.ok:
                 return Remedy(tuple(settings.values()), peak)
     devices = plan.devices
-    while plan.gpu and devices < MOST_DEVICES:
+    while plan.device.gpu and devices < MOST_DEVICES:
         devices *= 2
         if (fitting := _with(plan, config, devices)).ok:
             return Remedy((*settings.values(), f"--gpus {devices}", *_sharding(fitting)), _least(fitting))
@@ -94,7 +94,7 @@ def _changed(config: Config, section: str, key: str, value: Any) -> Config:
 
 
 def _with(plan: Plan, config: Config, devices: int) -> Plan:
-    return make_plan(config, plan.device, devices, gpu=plan.gpu)
+    return make_plan(config, plan.device, devices)
 
 
 def _least(plan: Plan) -> float:

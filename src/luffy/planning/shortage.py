@@ -37,8 +37,8 @@ def explain_shortage(config: Config, reason: str) -> str:
     """What ran out, how much the plan says is needed, and what to change."""
     reason = _core(reason)
     try:
-        device, gpu = _device_of(config)
-        plan = make_plan(config, device, gpu=gpu)
+        device = _device_of(config)
+        plan = make_plan(config, device)
         needed = min(memory.peak for memory in plan.memory.values())
         size = f"By the plan it takes up to {needed / 1e9:.3g} GB at once, and there are {device.memory / 1e9:.3g} GB"
         return f"memory ran out ({reason}). {size}. {_advice(plan)}"
@@ -57,13 +57,13 @@ def _advice(plan: Plan) -> str:
     return f"So other programs, or a limit, take the rest: end them, or {lower}."
 
 
-def _device_of(config: Config) -> tuple[Device, bool]:
-    """Where the run computes, with the memory that it may use there; and whether that is a GPU."""
+def _device_of(config: Config) -> Device:
+    """Where the run computes, with the memory that it may use there."""
     import torch
 
     if torch.cuda.is_available() and config.policy.device != "cpu":
         memory = float(torch.cuda.get_device_properties(0).total_memory)
-        return replace(this_machine(), name=torch.cuda.get_device_name(), memory=memory), True
+        return replace(this_machine(), name=torch.cuda.get_device_name(), memory=memory, gpu=True, bfloat16={})
     machine = this_machine()
     if sys.platform != "win32":
         import resource
@@ -71,7 +71,7 @@ def _device_of(config: Config) -> tuple[Device, bool]:
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         if limit != resource.RLIM_INFINITY:
             machine = replace(machine, memory=min(machine.memory, float(limit)))
-    return machine, False
+    return machine
 
 
 def _core(reason: str) -> str:

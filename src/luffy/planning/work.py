@@ -11,7 +11,7 @@ from luffy.algorithm.methods import METHODS
 from luffy.config import MINIATURE, Config
 from luffy.files import parse_json
 from luffy.planning.devices import Device
-from luffy.planning.memory import BYTES, computes_bfloat16, kept_a_token
+from luffy.planning.memory import BYTES, computes_bfloat16, kept_a_token, rollouts_a_problem
 from luffy.planning.shape import ModelShape
 
 MEAN_SHARE = 0.4  # of rollout.max_tokens that a completion has on average, where nothing is known
@@ -101,12 +101,12 @@ def _mean(values: Sequence[int]) -> float:
 def count_work(shape: ModelShape, config: Config, lengths: Lengths) -> Work:
     """Tokens and operations of a step: 2 a parameter and token forward, 4 backward, 2 more where it is recomputed."""
     method = METHODS[config.method]
-    if "rl" not in method.phases:
+    own = rollouts_a_problem(config)
+    if not own:
         traces = config.sft.batch_size * lengths.trace
         prompts = config.sft.batch_size * lengths.prompt
         return Work(0, 0, traces, prompts, 0, _update_flops(shape, config, prompts, [(traces, lengths.trace)]))
     learned = config.rollout.traces if method.traces != "none" else 0
-    own = config.rollout.group_size - (learned if method.traces == "group" else 0)
     groups = config.problems_per_step
     generated = groups * own * lengths.rollout
     traces = groups * learned * lengths.trace
@@ -129,7 +129,7 @@ def _update_flops(shape: ModelShape, config: Config, prompts: float, parts: Sequ
 
 
 def time_step(
-    shape: ModelShape, config: Config, lengths: Lengths, work: Work, device: Device, devices: int, *, gpu: bool,
+    shape: ModelShape, config: Config, lengths: Lengths, work: Work, device: Device, devices: int, *,
     link: float = 100e9,
 ) -> Seconds:  # fmt: skip
     """Seconds of a step's parts. link: bytes a second between devices.
@@ -138,7 +138,9 @@ def time_step(
     gradients.
     """
     size = BYTES[config.policy.dtype]
-    computed = 2 if computes_bfloat16(config, gpu=gpu) else size
+    mixed = computes_bfloat16(shape, config, units=device.bfloat16 is not None)
+    computed = 2 if mixed else size
+    device = device.computing_bfloat16() if mixed else device
     update = work.update_flops / (device.flops * device.utilisation) + _beyond_products(
         shape, config, lengths, work, device
     )

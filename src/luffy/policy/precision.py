@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from luffy.config import PolicyConfig
+from luffy.config import AUTOCAST_FROM, PolicyConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Autocast = Literal["none", "bfloat16"]
-SMALLEST = 10_000_000  # parameters; below, turning numbers into bfloat16 costs what the products gain
 
 
 def pick_autocast(policy: PolicyConfig, model: PreTrainedModel) -> Autocast:
     """The type of the update's products: as configured, or by device and model; what `auto` picks is logged."""
     if policy.autocast != "auto":
         return policy.autocast
-    wanted = model.dtype == torch.float32 and model.num_parameters() >= SMALLEST
+    wanted = model.dtype == torch.float32 and model.num_parameters() >= AUTOCAST_FROM
     if not wanted or not multiplies_bfloat16(model.device):
         return "none"
     logger.info(
