@@ -166,9 +166,9 @@ def test_gradients_of_earlier_micro_batches_stay_while_activations_come_and_go()
 def test_logits_of_chunks_by_hand():
     shape = read_shape("miniature")
     size, head = shape.vocabulary * 4, shape.head_parameters * 4
-    assert logit_bytes(shape, 10, 100 * shape.vocabulary, 4) == max(3 * 10 * size, 2 * 10 * size + head)
-    later = logit_bytes(shape, 150, 100 * shape.vocabulary, 4)
-    assert later == max(3 * 100 * size, 2 * 100 * size + head, 3 * 50 * size + head, 2 * 50 * size + 2 * head)
+    assert logit_bytes(shape, 10, 100 * shape.vocabulary, 4) == 2 * 10 * size + head
+    assert logit_bytes(shape, 150, 100 * shape.vocabulary, 4) == max(2 * 100 * size + head, 2 * 50 * size + 2 * head)
+    assert logit_bytes(shape, 10, 100 * shape.vocabulary, 4, 2) == 10 * size + 1.5 * head
 
 
 def test_seconds_of_a_step_by_hand():

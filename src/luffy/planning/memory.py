@@ -90,20 +90,21 @@ def activation_bytes(shape: ModelShape, tokens: int, size: int, *, checkpointing
     return shape.layers * layer + in_flight + ends
 
 
-def logit_bytes(shape: ModelShape, tokens: int, elements: int, size: int) -> float:
-    """A chunk's logits in float32 at least, and the head's gradient: of the chunks so far, and of the newest.
+def logit_bytes(shape: ModelShape, tokens: int, elements: int, size: int, computed: int | None = None) -> float:
+    """A chunk's logits and their gradient, and the head's gradient: of the chunks so far, and of the newest.
 
-    Of a chunk there are at once logits, shifted and probabilities; in its backward pass, probabilities and gradient.
+    size: of a weight. computed: of a logit, where products have another type; the newest gradient comes in it first.
     """
+    computed = computed or size
     chunk = min(tokens, max(1, elements // shape.vocabulary))
     later = min(tokens - chunk, chunk)  # the largest chunk after the first
-    head = shape.head_parameters * size
+    newest = shape.head_parameters * (size if computed == size else size + computed)
 
-    def buffers(count: int, length: int) -> float:
-        return count * length * shape.vocabulary * max(size, 4)
+    def buffers(length: int) -> float:
+        return 2.0 * length * shape.vocabulary * computed
 
-    first = max(buffers(3, chunk), buffers(2, chunk) + head)
-    return max(first, buffers(3, later) + head, buffers(2, later) + 2 * head) if later else first
+    first = buffers(chunk) + newest
+    return max(first, buffers(later) + newest + shape.head_parameters * size) if later else first
 
 
 def longest_row(config: Config, prompt: int) -> int:
@@ -154,7 +155,7 @@ def estimate_memory(
         replace(
             memory,
             activations=_update_bytes(shape, config, tokens, computed, mixed=mixed, repeats=repeats),
-            logits=logit_bytes(shape, tokens, policy.chunk_elements, size),
+            logits=logit_bytes(shape, tokens, policy.chunk_elements, size, computed),
             accumulates=accumulates,
         )
         for tokens, accumulates in [(given[0], False), *((tokens, True) for tokens in given[1:])]

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+CACHED_ELEMENTS = 2**18  # logits whose probabilities are computed at once on a CPU: 1 MB in float32
 Head = Callable[[Tensor], Tensor]  # hidden states [tokens, width] -> logits [tokens, vocabulary]
 
 
@@ -56,11 +57,7 @@ def score_hidden_states(
     """
 
     def score(part: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(part)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if temperature != 1.0:
-            logits = logits / temperature
-        logprob, entropy = _Scores.apply(logits, target)  # type: ignore[no-untyped-call]
+        logprob, entropy = _Scores.apply(head(part), target, temperature)  # type: ignore[no-untyped-call]
         return logprob, entropy if entropy_gradient else entropy.detach()
 
     tokens = hidden.shape[0]
@@ -84,33 +81,59 @@ def score_hidden_states(
 
 
 class _Scores(torch.autograd.Function):
-    """Log-prob of the target and entropy, [tokens] each, of logits [tokens, vocabulary], with few buffers of that size.
+    """Log-prob of the target and entropy, [tokens] each, of logits [tokens, vocabulary], at a temperature.
 
     d logprob / d logits = onehot - p;   d entropy / d logits = -p (log p + entropy)
+
+    Only the logits are kept, in the type that the head gave them, and one gradient is made: probabilities live for a
+    few tokens at a time, in float32 at least, in buffers that a processor's cache holds.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        shifted = logits - logits.amax(dim=-1, keepdim=True)
-        probabilities = shifted.exp()
-        total = probabilities.sum(dim=-1)
-        probabilities.div_(total[:, None])
-        log_total = total.log()
-        entropy = log_total - torch.linalg.vecdot(probabilities, shifted)
-        logprobs = shifted.gather(-1, targets[:, None]).squeeze(-1) - log_total
-        ctx.save_for_backward(probabilities, targets, entropy)
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        logprobs, entropy, log_total = (logits.new_empty(len(logits), dtype=kind) for _ in range(3))
+        for part in _few(logits):
+            scaled = _scaled(logits[part], kind, temperature)
+            largest = scaled.amax(dim=-1)
+            shifted = scaled - largest[:, None]
+            weights = shifted.exp()
+            total = weights.sum(dim=-1)
+            log_total[part] = largest + total.log()
+            entropy[part] = total.log() - torch.linalg.vecdot(weights, shifted) / total
+            logprobs[part] = shifted.gather(-1, targets[part, None]).squeeze(-1) - total.log()
+        ctx.save_for_backward(logits, targets, entropy, log_total)
+        ctx.temperature = temperature
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         of_logprobs, of_entropy = gradients
-        probabilities, targets, entropy = ctx.saved_tensors
-        gradient = probabilities * -of_logprobs[:, None]
-        if bool(of_entropy.any()):
-            surprise = torch.xlogy(probabilities, probabilities).addcmul_(probabilities, entropy[:, None])
-            gradient.addcmul_(surprise, of_entropy[:, None], value=-1)
-        gradient.scatter_add_(-1, targets[:, None], of_logprobs[:, None])
-        return gradient, None
+        logits, targets, entropy, log_total = ctx.saved_tensors
+        with_entropy = bool(of_entropy.any())
+        gradient = torch.empty_like(logits)
+        for part in _few(logits):
+            logs = _scaled(logits[part], entropy.dtype, ctx.temperature) - log_total[part, None]
+            probabilities = logs.exp()
+            one = probabilities * -of_logprobs[part, None]
+            if with_entropy:
+                surprise = probabilities.mul_(logs.add_(entropy[part, None]))
+                one.addcmul_(surprise, of_entropy[part, None], value=-1)
+            one.scatter_add_(-1, targets[part, None], of_logprobs[part, None])
+            gradient[part] = one if ctx.temperature == 1.0 else one.div_(ctx.temperature)
+        return gradient, None, None
+
+
+def _few(logits: Tensor) -> list[slice]:
+    """The tokens of logits [tokens, vocabulary], a few at a time on a CPU, all at once elsewhere."""
+    tokens, vocabulary = logits.shape
+    step = max(1, CACHED_ELEMENTS // vocabulary) if logits.device.type == "cpu" else max(1, tokens)
+    return [slice(begin, begin + step) for begin in range(0, tokens, step)]
+
+
+def _scaled(logits: Tensor, kind: torch.dtype, temperature: float) -> Tensor:
+    widened = logits.to(kind)
+    return widened if temperature == 1.0 else widened / temperature
 
 
 class _LossOfChunks(torch.autograd.Function):

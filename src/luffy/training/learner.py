@@ -34,6 +34,7 @@ from luffy.policy import (
     pick_autocast,
 )
 from luffy.policy.adapters import adapter_disabled, has_adapter, plain_copy
+from luffy.policy.allocator import keep_freed_memory
 from luffy.policy.precision import Autocast
 from luffy.policy.sharding import clip_gradients
 from luffy.training.dealing import deal, rounds
@@ -57,6 +58,8 @@ class Learner:
         self.method = METHODS[config.method]
         self.policy = loaded.model
         self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
+        if self.policy.device.type == "cpu":
+            keep_freed_memory()
         self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = _scorer(loaded, config, self.autocast)
         self.reference = _reference(loaded, config, self.autocast) if config.objective.kl_coefficient else None
