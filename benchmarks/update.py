@@ -74,14 +74,15 @@ def make_groups(shape: Shape, groups: Sequence[Sequence[int]], prompt: int, trac
     return made
 
 
-def matrix_products(shape: Shape, tokens: int) -> tuple[Callable[[], None], float]:
+def matrix_products(shape: Shape, tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Callable[[], None], float]:
     """The products of one layer and the head, forward and backward, and how many operations they are."""
     key_value = shape.width // shape.heads * shape.key_value_heads
     layer = [(shape.width, shape.width)] * 2 + [(shape.width, key_value)] * 2
     layer += [(shape.width, shape.inner)] * 2 + [(shape.inner, shape.width)]
     sizes = [*layer, (shape.width, shape.vocabulary)]
     operands: list[tuple[Tensor, Tensor, Tensor]] = [
-        (torch.randn(tokens, into), torch.randn(out, into), torch.randn(tokens, out)) for into, out in sizes
+        (torch.randn(tokens, into).to(dtype), torch.randn(out, into).to(dtype), torch.randn(tokens, out).to(dtype))
+        for into, out in sizes
     ]
 
     def multiply() -> None:
@@ -122,7 +123,7 @@ def measure(name: str, work: Work) -> tuple[list[dict[str, Any]], dict[str, Any]
         )
     ]
     if name == "135M":
-        rate = f"{spread(rates)['median'] / 1e9:.0f} GFLOP a second"
+        rate = f"{spread(rates)['median'] / 1e9:.0f} GFLOP a second; {spread(uneven_s)['median']:.2f} s"
         rows.append(outcome("update, 135M, float32", "its matrix products alone", spread(shares), ">= 70 %", note=rate))
         rows.append(bfloat16_row(shape, uneven, limit, overrides))
     raw = {"uneven, s": uneven_s, "equal, s": equal_s, "rate": rates, "share": shares}
@@ -135,15 +136,11 @@ def bfloat16_row(shape: Shape, groups: Sequence[Group], limit: float, overrides:
     if not has_bfloat16():
         return outcome(what, against, None, goal, note=NO_UNITS)
     learner = start_learner(shape, overrides | {"policy.autocast": "bfloat16"})
-    multiply, operations = matrix_products(shape, tokens=1024)
-
-    def multiply_in_bfloat16() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
-            multiply()
-
-    update_s, products_s = seconds(partial(learner.update, groups, 0), multiply_in_bfloat16, repeats=REPEATS["135M"])
+    multiply, operations = matrix_products(shape, tokens=1024, dtype=torch.bfloat16)
+    update_s, products_s = seconds(partial(learner.update, groups, 0), multiply, repeats=REPEATS["135M"])
     shares = [limit * product / operations / update for update, product in zip(update_s, products_s, strict=True)]
-    return outcome(what, against, spread(shares), goal)
+    rate = f"{operations / spread(products_s)['median'] / 1e9:.0f} GFLOP a second; {spread(update_s)['median']:.2f} s"
+    return outcome(what, against, spread(shares), goal, note=rate)
 
 
 def main() -> None:
