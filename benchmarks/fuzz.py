@@ -24,6 +24,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from kills import write_table
 from luffy.config import Config, load_config
 from luffy.data import load_problems
 from luffy.errors import LuffyError
+from luffy.report import write_report
+from luffy.training import train
 from luffy.training.checkpoint import DIGESTS, read_ahead, read_progress, take_up_checkpoint, write_digests
 from luffy.training.run_folder import RunFolder, RunSummary
 
@@ -263,12 +266,42 @@ def go_on(run: Path) -> None:
     assert not [*run.rglob("*.part")], "a file that is half written"
 
 
+# -- what a report is made of
+
+
+@cache
+def real_run() -> Path:
+    """The folder of a short run, trained once, with rollouts, evaluations and a model card."""
+    folder = Path(tempfile.mkdtemp(prefix="fuzz-run-")) / "run"
+    overrides = {
+        "method": "luffy", "steps": 4, "problems_per_step": 2, "rollout.group_size": 4, "rollouts_every": 2,
+        "evaluation.every": 2, "evaluation.limit": 4, "rollout.max_tokens": 32, "output": str(folder),
+    }  # fmt: skip
+    train(load_config(RECIPES / "miniature.yaml", overrides))
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return folder
+
+
+def try_report(draw: random.Random, folder: Path) -> None:
+    """A finished run with damaged files: a whole page, or a LuffyError."""
+    run = folder / "run"
+    shutil.copytree(real_run(), run)
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != ".lock")
+    for path in draw.sample(files, draw.choice([1, 1, 2, 5])):
+        _damage(path, draw)
+    page = write_report([run], folder / "page.html").read_text(encoding="utf-8")
+    assert page.rstrip().endswith("</html>"), "a page without an end"
+    assert "<script>alert(1)" not in page, "a script of the data's"
+
+
 # -- all of them
 
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
     "data": try_data,
     "configuration": try_configuration,
     "run folder": try_run_folder,
+    "report": try_report,
 }
 
 
@@ -334,6 +367,7 @@ def main() -> None:
     import torch  # noqa: F401 (before the processes that need it are forked)
 
     logging.disable(logging.CRITICAL)
+    real_run()  # before forking, too
     if given.only:
         kind, _, number = given.only.rpartition("/")
         KINDS[kind](random.Random(f"{given.seed}/{kind}/{number}"), Path(tempfile.mkdtemp(prefix="fuzz-")))
