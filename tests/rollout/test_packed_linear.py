@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from luffy.policy.precision import multiplies_bfloat16
 from luffy.rollout import Sampling, TransformersEngine
 from luffy.rollout.packed_linear import LEAST_TOKENS, _gains, _has_onednn, packed_linears
 
@@ -40,6 +41,24 @@ def test_products_are_those_of_the_layers(model: LlamaForCausalLM, rows: int) ->
         model.model.layers[0].mlp.up_proj.weight.zero_()
         assert torch.equal(logits(model, rows), seen), "not the weight itself is read but its copy"
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(torch.device("cpu")), reason="the processor has no units for bfloat16")
+@torch.no_grad()
+def test_bfloat16_is_packed_where_the_processor_multiplies_it(model: LlamaForCausalLM) -> None:
+    expected = logits(model)
+    rounded = model.to(torch.bfloat16)
+    assert _gains(rounded.lm_head)
+    with packed_linears(rounded, LEAST_TOKENS):
+        seen = logits(rounded)
+    assert (seen - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_bfloat16_is_left_alone_where_products_of_it_are_emulated(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luffy.policy.precision._processor", dict)
+    assert not _gains(model.to(torch.bfloat16).lm_head)
 
 
 def test_which_layers_are_packed(model: LlamaForCausalLM) -> None:

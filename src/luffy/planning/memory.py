@@ -148,7 +148,7 @@ def estimate_memory(
         logits=0.0,
         cache=2.0 * shape.layers * shape.key_value_width * cached * computed,
         sampling=float(SAMPLING_BUFFERS * rows * shape.vocabulary * max(computed, 4)),
-        layout=0.0 if gpu or mixed else _layout_bytes(shape, config),
+        layout=0.0 if gpu else _layout_bytes(shape, config, computed, units=units),
     )
     given = micro_batches or [max(policy.token_budget, longest_row(config, prompt))] * 2
     candidates = [
@@ -203,14 +203,16 @@ def _engine_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: bo
     return float(shape.parameters * BYTES[kind]) if copied and not config.rollout.device else 0.0
 
 
-def _layout_bytes(shape: ModelShape, config: Config) -> float:
-    """The blocked copies of large float32 weights that live while the engine of this process generates on a CPU."""
-    blocked = config.policy.dtype == "float32" and config.rollout.dtype in ("auto", "float32")
+def _layout_bytes(shape: ModelShape, config: Config, computed: int, *, units: bool) -> float:
+    """The blocked copies of large weights that live while the engine of this process generates on a CPU."""
+    kind = config.rollout.dtype
+    size = computed if kind == "auto" else BYTES[kind]
+    blocked = size == BYTES["float32"] or (size == BYTES["bfloat16"] and units)
     if not rollouts_a_problem(config) or not blocked or config.rollout.engine != "transformers":
         return 0.0
     layers = shape.layers * shape.layer_parameters if shape.width * shape.inner >= LEAST_ELEMENTS else 0
     head = shape.head_parameters if shape.head_parameters >= LEAST_ELEMENTS else 0
-    return 4.0 * (layers + head)
+    return float(size) * (layers + head)
 
 
 def _exchange_bytes(shape: ModelShape, size: int, computed: int, devices: int, strategy: Strategy) -> float:

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luffy.policy.precision import multiplies_bfloat16
+
 LEAST_ELEMENTS = 2**16  # of a weight; smaller ones stay in the cache of the processor, and the call itself costs more
 LEAST_TOKENS = 16  # of a completion; laying the weights out takes as long as some eight decode steps save
-ROWS = 32  # what oneDNN chooses its order for; the same order serves 1 to 256 rows
+ROWS = 8  # what oneDNN chooses its order for; the same order serves 1 to 256 rows
 
 
 @contextmanager
 def packed_linears(model: nn.Module, tokens: int) -> Iterator[None]:
-    """Within the block, large float32 layers on a CPU multiply by blocked copies of their weights as of its beginning.
+    """Within the block, large layers on a CPU multiply by blocked copies of their weights as of its beginning.
 
     tokens: how many will be decoded at most. Wherever a gradient is recorded, and wherever torch comes without oneDNN,
     layers are as ever.
@@ -44,7 +46,8 @@ def _gains(module: nn.Module) -> bool:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= LEAST_ELEMENTS
+    suits = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and multiplies_bfloat16(weight.device))
+    return weight.device.type == "cpu" and suits and weight.numel() >= LEAST_ELEMENTS
 
 
 def _has_onednn() -> bool:
