@@ -2,7 +2,8 @@
 
     python benchmarks/processes.py            # prints the table, writes benchmarks/results/processes.json
 
-Wrappers: ddp (each process holds all weights) and fsdp2 (weights, gradients and moments are split).
+Wrappers: ddp (each process holds all weights), fsdp2 (weights, gradients and moments are split), and fsdp2 that is
+saved after every step, each process its part, and taken up by a learner with another model.
 
 A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
 without signal, micro-batches of few tokens. What is compared are all weights, in float64 (to 1e-9) and float32.
@@ -14,6 +15,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -48,9 +50,10 @@ VARIANTS: dict[str, dict[str, Any]] = {  # beside the methods: what else goes th
 WRAPPERS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp2": {"parallel.sharding": "full"},
+    "fsdp2, taken up": {"parallel.sharding": "full", "parallel.checkpoint": "sharded"},
     "fsdp2 in bfloat16": {"parallel.sharding": "full", "parallel.param_dtype": "bfloat16"},
 }
-EXACT = ("ddp", "fsdp2")
+EXACT = ("ddp", "fsdp2", "fsdp2, taken up")
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -105,28 +108,60 @@ def train(settings: dict[str, Any], dtype: str, world: Any = None) -> dict[str, 
     """The weights after three steps, empty in a process that does not write, and the metrics of each step."""
     from luffy import load_config
     from luffy.algorithm import METHODS
-    from luffy.policy import LoadedModel
     from luffy.training.groups import assign_advantages
-    from luffy.training.learner import Learner
     from luffy.training.world import ALONE
 
     config = load_config(overrides=SETTINGS | settings)
-    model: Any = build_model(dtype)
-    if config.policy.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    tokenizer: Any = None
-    learner = Learner(LoadedModel(model, tokenizer, (2,), 0), config, world or ALONE)
+    world = world or ALONE
+    learner, loaded = make_learner(config, dtype, world)
     groups = build_groups()
     assign_advantages(groups, learner.method, config)
     traces = [rollout for group in groups for rollout in group.rollouts if rollout.off_policy]
     measured = []
     for phase in METHODS[config.method].phases:
-        learner.start_phase(phase, 0 if phase == "sft" else STEPS, STEPS)
+        begin = 0 if phase == "sft" else STEPS
+        learner.start_phase(phase, begin, STEPS)
         for step in range(STEPS):
             metrics = learner.imitate(traces, step) if phase == "sft" else learner.update(groups, step)
             measured.append({name: value for name, value in metrics.items() if not name.startswith("perf/")})
+            if learner.wrapper.saves_parts:
+                learner, loaded = take_up(learner, dtype, phase, begin)
     weights = {name: weight.detach().clone() for name, weight in learner.wrapper.whole_weights().items()}
-    return {"weights": weights, "metrics": measured, "tokens": learner.tokens_trained, "held": share_held(model)}
+    return {"weights": weights, "metrics": measured, "tokens": learner.tokens_trained, "held": share_held(loaded.model)}
+
+
+def make_learner(config: Any, dtype: str, world: Any) -> tuple[Any, Any]:
+    """A learner, and the model that it trains."""
+    from luffy.policy import LoadedModel
+    from luffy.training.learner import Learner
+
+    model: Any = build_model(dtype)
+    if config.policy.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    tokenizer: Any = None
+    loaded = LoadedModel(model, tokenizer, (2,), 0)
+    return Learner(loaded, config, world), loaded
+
+
+def take_up(learner: Any, dtype: str, phase: Any, begin: int) -> tuple[Any, Any]:
+    """Save what is learned, each process its part, and load it into a learner that knows nothing."""
+    from luffy.training import checkpoint
+
+    world = learner.world
+    folder = Path(world.from_main(tempfile.mkdtemp))
+    checkpoint.save_in_parts(folder, learner, checkpoint.Progress(), checkpoint.Retention(1))
+    saved = checkpoint.list_checkpoints(folder)[0]
+    another, loaded = make_learner(learner.config, dtype, world)
+    for weight in loaded.model.parameters():
+        weight.data.zero_()  # all of it must come from the checkpoint
+    checkpoint.load_weights(saved, loaded, world)
+    another.start_phase(phase, begin, STEPS)
+    checkpoint.load_optimizer(saved, another)
+    another.tokens_trained = learner.tokens_trained
+    world.gather(None)
+    if world.main:
+        shutil.rmtree(folder)
+    return another, loaded
 
 
 def share_held(model: Any) -> float:

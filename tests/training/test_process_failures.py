@@ -150,6 +150,79 @@ def test_split_weights_train_the_same_and_go_on_in_one_process(recipe, tmp_path,
     assert_trained(run, alone(4))
 
 
+IN_PARTS = ("parallel.sharding=full", "parallel.checkpoint=sharded")
+
+
+def parts_of(checkpoint):
+    return list((checkpoint / "parts").glob("*.safetensors"))
+
+
+def test_checkpoints_in_parts_go_on_in_any_number_of_processes(recipe, tmp_path, alone):
+    run = tmp_path / "run"
+    for steps, processes, given in [(1, 2, IN_PARTS), (2, 3, IN_PARTS), (3, 1, ()), (4, 2, IN_PARTS), (5, 2, ())]:
+        job = Job(
+            [sys.executable, "-m", "luffy", "train", recipe, f"output={run}", f"steps={steps}", *given]
+            + (["--processes", str(processes)] if processes > 1 else []),
+            tmp_path / "log",
+        )
+        status, said = job.wait()
+        assert status == 0, said
+        newest = list_checkpoints(run)[-1]
+        assert len(parts_of(newest)) == (processes if given else 0)
+        assert (newest / "model").exists() == (not given)
+        assert_trained(run, alone(steps))
+    assert {path.suffix for path in run.rglob("checkpoints/**/*") if path.is_file()} <= {".safetensors", ".json", ""}
+
+
+def test_of_a_damaged_part_the_checkpoint_before_is_used(recipe, tmp_path, alone):
+    run = tmp_path / "run"
+    status, said = start("luffy", recipe, run, "steps=2", *IN_PARTS).wait()
+    assert status == 0, said
+    part = parts_of(list_checkpoints(run)[-1])[-1]
+    part.write_bytes(part.read_bytes()[:-1])
+    status, said = start("luffy", recipe, run, "steps=3", *IN_PARTS).wait()
+    assert status == 0, said
+    assert f"step-000002 is damaged (parts/{part.name} is not as it was written)" in said
+    assert_trained(run, alone(3))
+
+
+def test_killed_while_parts_are_written_a_run_goes_on(recipe, tmp_path, alone):
+    run = tmp_path / "run"
+    job = start("luffy", recipe, run, ENDLESS, *IN_PARTS)
+    wait_for_step(run, job)
+    ranks = job.ranks()
+    until = time.monotonic() + WAIT
+    while not (written := list(run.glob("checkpoints/*.part/parts/*"))):
+        assert time.monotonic() < until, job.said()
+    for process in ranks.values():
+        process.kill()
+    job.end()
+    (part,) = run.glob("checkpoints/*.part")
+    assert part in written[0].parents
+    steps = steps_done(run) + 1
+    status, said = start("luffy", recipe, run, f"steps={steps}", *IN_PARTS).wait()
+    assert status == 0, said
+    assert not part.exists()
+    assert_trained(run, alone(steps))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_cannot_write_its_part_stops_all(rank, recipe, tmp_path, alone):
+    run = tmp_path / "run"
+    job = start("luffy", recipe, run, ENDLESS, *IN_PARTS)
+    wait_for_step(run, job)
+    most = parts_of(list_checkpoints(run)[-1])[rank].stat().st_size - 1
+    job.ranks()[rank].rlimit(psutil.RLIMIT_FSIZE, (most, most))  # what it writes from now on may not be larger
+    status, said = job.wait()
+    assert status == 1, said
+    assert "cannot be written (File too large). The last good checkpoint is" in said
+    assert "Traceback" not in said
+    assert not list(run.glob("checkpoints/*.part"))
+    steps = steps_done(run) + 1
+    go_on(run, steps)
+    assert_trained(run, alone(steps))
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on(rank, recipe, tmp_path, alone):
     run = tmp_path / "run"

@@ -26,12 +26,18 @@ def of_two():
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one(case, wrapper, of_two):
     alone, ours = processes.train(processes.cases()[case], "float64"), of_two[case, "float64", wrapper]
-    assert ours["held"] == {"ddp": 1, "fsdp2": 0.5}[wrapper]
+    assert ours["held"] == (1 if wrapper == "ddp" else 0.5)
     assert processes.largest_difference(alone["weights"], ours["weights"]) < 1e-9
     assert ours["alike"]
     assert ours["tokens"] == alone["tokens"]
     for one, other in zip(ours["metrics"], alone["metrics"], strict=True):
         assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_in_parts_gives_back_every_bit(case, of_two):
+    ours, whole = (of_two[case, "float64", wrapper]["weights"] for wrapper in ("fsdp2, taken up", "fsdp2"))
+    assert all(torch.equal(weight, whole[name]) for name, weight in ours.items())
 
 
 def imitated_by_hand():

@@ -307,11 +307,18 @@ class ParallelConfig(Section):
         description="With sharding: type in which weights are gathered and multiplied; none: their own. Gradients are "
         "summed in float32, the weights that the optimizer changes keep `policy.dtype`.",
     )
+    checkpoint: Literal["whole", "sharded"] = Field(
+        "whole",
+        description="With sharding: whole checkpoints are gathered and written by the first process; of sharded ones "
+        "each process writes its part, into a folder that all of them must see.",
+    )
 
     @model_validator(mode="after")
     def _sharded(self) -> ParallelConfig:
-        if self.param_dtype != "none" and self.sharding == "none":
+        if self.sharding == "none" and self.param_dtype != "none":
             raise ValueError("param_dtype is that of split weights: set parallel.sharding to full")
+        if self.sharding == "none" and self.checkpoint != "whole":
+            raise ValueError("checkpoint=sharded holds split weights: set parallel.sharding to full")
         return self
 
 

@@ -22,7 +22,15 @@ from luffy.policy.adapters import has_adapter, save_adapter
 from luffy.reward.graders import Graders
 from luffy.rollout import Engine
 from luffy.training.card import model_card, shown_place
-from luffy.training.checkpoint import Progress, Retention, WholeState, describe_last, save_checkpoint, save_model
+from luffy.training.checkpoint import (
+    Progress,
+    Retention,
+    WholeState,
+    describe_last,
+    save_checkpoint,
+    save_in_parts,
+    save_model,
+)
 from luffy.training.collector import Batch, Collector
 from luffy.training.first_batch import describe_mismatch
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
@@ -214,14 +222,16 @@ class Recorder:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
-        state = WholeState.of(self.parts.learner)
-        if not self._writes:
-            return
-        collector = self.parts.collector
+        learner, ready = self.parts.learner, self.parts.collector.ready
         self.folder.flush()
         keep = Retention(self.config.keep_checkpoints, self.config.keep_best_checkpoints, self._scores())
-        ahead = collector.ready.record() if collector.ready else None
-        save_checkpoint(self.folder.path, self.parts.loaded, state, self.progress, keep, ahead)
+        ahead = ready.record() if ready and self._writes else None
+        if learner.wrapper.saves_parts:
+            save_in_parts(self.folder.path, learner, self.progress, keep, ahead)
+            return
+        state = WholeState.of(learner)
+        if self._writes:
+            save_checkpoint(self.folder.path, self.parts.loaded, state, self.progress, keep, ahead)
 
     def _scores(self) -> dict[int, float]:
         """Accuracy on the first watched set by step, where it is asked which checkpoint is best."""

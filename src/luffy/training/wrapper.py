@@ -28,6 +28,7 @@ class Wrapper:
         """Nothing is wrapped yet: until then every process has the whole policy to itself."""
         self.scorer, self.reference, self.config, self.world = scorer, reference, config, world
         self.sharded = world.size > 1 and config.parallel.sharding == "full"
+        self.saves_parts = self.sharded and config.parallel.checkpoint == "sharded"
         self.module: Any = None  # what is called in place of the scorer
 
     def wrap(self, accelerator: Accelerator) -> None:
