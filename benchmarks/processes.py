@@ -44,6 +44,13 @@ VARIANTS: dict[str, dict[str, Any]] = {  # beside the methods: what else goes th
         "objective.kl_coefficient": 0.1,
     },
     "luffy, recomputed activations": {"method": "luffy", "policy.gradient_checkpointing": True},
+    "luffy, adapter": {"method": "luffy", "adapter.rank": 4},
+    "luffy, adapter, KL, recomputed": {
+        "method": "luffy",
+        "adapter.rank": 4,
+        "objective.kl_coefficient": 0.1,
+        "policy.gradient_checkpointing": True,
+    },
 }
 
 
@@ -133,11 +140,14 @@ def train(settings: dict[str, Any], dtype: str, world: Any = None) -> dict[str, 
 def make_learner(config: Any, dtype: str, world: Any) -> tuple[Any, Any]:
     """A learner, and the model that it trains."""
     from luffy.policy import LoadedModel
+    from luffy.policy.adapters import add_adapter
     from luffy.training.learner import Learner
 
     model: Any = build_model(dtype)
     if config.policy.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if config.adapter.rank is not None:
+        add_adapter(model, config.adapter, seed=0)
     tokenizer: Any = None
     loaded = LoadedModel(model, tokenizer, (2,), 0)
     return Learner(loaded, config, world), loaded
@@ -153,7 +163,8 @@ def take_up(learner: Any, dtype: str, phase: Any, begin: int) -> tuple[Any, Any]
     saved = checkpoint.list_checkpoints(folder)[0]
     another, loaded = make_learner(learner.config, dtype, world)
     for weight in loaded.model.parameters():
-        weight.data.zero_()  # all of it must come from the checkpoint
+        if weight.requires_grad:
+            weight.data.zero_()  # all of it must come from the checkpoint
     checkpoint.load_weights(saved, loaded, world)
     another.start_phase(phase, begin, STEPS)
     checkpoint.load_optimizer(saved, another)

@@ -14,7 +14,7 @@ from luffy.training.dealing import Round, rounds
 from luffy.training.world import World, _check
 from tiny_models import build_model
 
-CASES = ["luffy", "sft", "rl_sft", "luffy, 2 updates, capped"]
+CASES = ["luffy", "sft", "rl_sft", "luffy, 2 updates, capped", "luffy, adapter, KL, recomputed"]
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ to no layer: they are whole from the forward pass to the end of the backward pas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -63,15 +64,16 @@ def is_split(model: torch.nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def whole_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights by their names, one gathered after the other; weights that are tied are one tensor."""
-    gathered: dict[int, Tensor] = {}
-    held: dict[str, Any] = model.state_dict(keep_vars=True)
-    shared = [id(weight) for weight in held.values()]
-    for name, weight in held.items():
-        tensor = gathered[id(weight)] if id(weight) in gathered else whole(weight.detach())
-        if shared.count(id(weight)) > 1:
-            gathered[id(weight)] = tensor
+def gathered(weights: Iterable[tuple[str, Tensor]], model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights of the model by their names, one made whole after the other; those that are tied in it are one tensor."""
+    tensor_of = {name: id(weight) for name, weight in model.state_dict(keep_vars=True).items()}
+    uses = Counter(tensor_of.values())
+    tied: dict[int, Tensor] = {}
+    for name, weight in weights:
+        which = tensor_of.get(name, 0)  # an adapted layer's has another name there, and is never tied
+        tensor = tied[which] if which in tied else whole(weight.detach())
+        if uses[which] > 1:
+            tied[which] = tensor
         yield name, tensor
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 from luffy.errors import RunError
 from luffy.files import abandon_folder, begin_folder, put_folder, write_folder_whole, writing
 from luffy.policy import LoadedModel
-from luffy.policy.adapters import has_adapter, load_adapter, plain_copy, save_adapter
+from luffy.policy.adapters import has_adapter, load_adapter, save_adapter, skeleton
 from luffy.policy.sharding import split_like
 from luffy.training.learner import Learner
 from luffy.training.parts import names_in, read_parts, write_parts
@@ -80,13 +80,13 @@ class Retention:
 class WholeState:
     """What was learned, each tensor whole; empty in a process that does not write."""
 
-    weights: Mapping[str, Tensor]  # by name
+    weights: Mapping[str, Tensor]  # those that training changes, by name
     moments: Mapping[str, Tensor]  # AdamW's, by `index.name`; index: place of the parameter in the optimizer
 
     @classmethod
     def of(cls, learner: Learner) -> WholeState:
         """Gather it; where the weights are split over processes, all of them take part."""
-        return cls(learner.wrapper.whole_weights(), learner.wrapper.whole_moments(learner.optimizer))
+        return cls(learner.wrapper.trained_weights(), learner.wrapper.whole_moments(learner.optimizer))
 
 
 def save_checkpoint(
@@ -108,7 +108,7 @@ def save_checkpoint(
 
     def fill(folder: Path) -> None:
         if has_adapter(loaded.model):
-            save_adapter(folder / "adapter", loaded.model, "")
+            save_adapter(folder / "adapter", loaded.model, state.weights, "")
         else:
             save_model(folder / "model", loaded, state.weights)
         save_file(dict(state.moments), folder / "optimizer.safetensors")
@@ -200,14 +200,12 @@ def describe_last(run: Path) -> str:
 
 
 def save_model(folder: Path, loaded: LoadedModel, weights: Mapping[str, Tensor]) -> None:
-    """Write model and tokenizer as a Hugging Face folder, an adapter merged into the weights.
+    """Write model and tokenizer as a Hugging Face folder.
 
-    weights: the model's, by name, each of them whole.
+    weights: the model's, by name, an adapter merged into them, each of them whole.
     """
-    if has_adapter(loaded.model):
-        plain_copy(loaded.model).save_pretrained(folder)
-    else:
-        loaded.model.save_pretrained(folder, state_dict=dict(weights))
+    plain = skeleton(loaded.model) if has_adapter(loaded.model) else loaded.model
+    plain.save_pretrained(folder, state_dict=dict(weights))
     loaded.tokenizer.save_pretrained(folder)
 
 

@@ -59,7 +59,8 @@ class Learner:
         self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
         self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = _scorer(loaded, config, self.autocast)
-        self.reference = _reference(loaded, config, self.autocast) if config.objective.kl_coefficient else None
+        penalised = config.objective.kl_coefficient > 0
+        self.reference = _reference(self.scorer, loaded, config, self.autocast) if penalised else None
         self.wrapper = Wrapper(self.scorer, self.reference, config, world)
         self.tokens_trained = 0
         self.skipped_in_a_row = 0
@@ -250,18 +251,19 @@ class Learner:
     def _reference_logprobs(self, rows: Sequence[Row]) -> Tensor | None:
         if self.reference is None:
             return None
+        other = self.reference if self.reference is not self.scorer else None
         with adapter_disabled(self.reference.model):
-            return self._score(rows, self.reference, entropy_gradient=False).logprobs
+            return self._score(rows, other, entropy_gradient=False).logprobs
 
 
 def _scorer(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
     return Scorer(loaded.model, pad_id=loaded.pad_id, chunk_elements=config.policy.chunk_elements, autocast=autocast)
 
 
-def _reference(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
-    """A scorer on a copy that stays as it is; under an adapter the model itself, whose base does."""
+def _reference(scorer: Scorer, loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
+    """A scorer on a copy that stays as it is; under an adapter the policy's own, as the base under it does."""
     if has_adapter(loaded.model):
-        return _scorer(loaded, config, autocast)
+        return scorer
     return _scorer(replace(loaded, model=plain_copy(loaded.model)), config, autocast)
 
 

@@ -148,10 +148,11 @@ class Recorder:
         """Evaluate, and leave the trained model."""
         self.evaluate()
         self._count_seconds()
-        weights = self.parts.learner.wrapper.whole_weights()
+        wrapper, adapted = self.parts.learner.wrapper, has_adapter(self.parts.loaded.model)
+        weights, adapter = wrapper.whole_weights(), wrapper.trained_weights() if adapted else {}
         if self._writes:
-            if has_adapter(self.parts.loaded.model):
-                write_folder_whole(self.folder.path / "adapter", self._fill_adapter)
+            if adapted:
+                write_folder_whole(self.folder.path / "adapter", lambda folder: self._fill_adapter(folder, adapter))
             write_folder_whole(self.folder.path / "model", lambda folder: self._fill_model(folder, weights))
         self._meet()
         return self.summarise("finished")
@@ -241,8 +242,8 @@ class Recorder:
         lines = [line for line in self.folder.evaluations() if line.get("set") == watched]
         return {line["step"]: value for line in lines for value in _accuracies(line)}
 
-    def _fill_adapter(self, folder: Path) -> None:
-        save_adapter(folder, self.parts.loaded.model, shown_place(self.config.model))
+    def _fill_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save_adapter(folder, self.parts.loaded.model, weights, shown_place(self.config.model))
 
     def _fill_model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         save_model(folder, self.parts.loaded, weights)
