@@ -2,8 +2,9 @@
 
     python benchmarks/processes.py            # prints the table, writes benchmarks/results/processes.json
 
-Wrappers: ddp (each process holds all weights), fsdp2 (weights, gradients and moments are split), and fsdp2 that is
-saved after every step, each process its part, and taken up by a learner with another model.
+Wrappers: ddp (each process holds all weights), fsdp2 (weights, gradients and moments are split), fsdp2 that is saved
+after every step, each process its part, and taken up by a learner with another model, and fsdp2 with its parts on the
+host.
 
 A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
 without signal, micro-batches of few tokens. What is compared are all weights, in float64 (to 1e-9) and float32.
@@ -58,9 +59,10 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp2": {"parallel.sharding": "full"},
     "fsdp2, taken up": {"parallel.sharding": "full", "parallel.checkpoint": "sharded"},
+    "fsdp2, offloaded": {"parallel.sharding": "full", "parallel.offload": True},
     "fsdp2 in bfloat16": {"parallel.sharding": "full", "parallel.param_dtype": "bfloat16"},
 }
-EXACT = ("ddp", "fsdp2", "fsdp2, taken up")
+EXACT = ("ddp", "fsdp2", "fsdp2, taken up", "fsdp2, offloaded")
 
 
 def cases() -> dict[str, dict[str, Any]]:

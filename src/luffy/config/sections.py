@@ -307,6 +307,11 @@ class ParallelConfig(Section):
         description="With sharding: type in which weights are gathered and multiplied; none: their own. Gradients are "
         "summed in float32, the weights that the optimizer changes keep `policy.dtype`.",
     )
+    offload: bool = Field(
+        False,
+        description="With sharding: weights, gradients and moments lie in the host's memory, where the optimizer "
+        "works; a layer's weights go to the GPU while it computes.",
+    )
     checkpoint: Literal["whole", "sharded"] = Field(
         "whole",
         description="With sharding: whole checkpoints are gathered and written by the first process; of sharded ones "
@@ -317,6 +322,8 @@ class ParallelConfig(Section):
     def _sharded(self) -> ParallelConfig:
         if self.sharding == "none" and self.param_dtype != "none":
             raise ValueError("param_dtype is that of split weights: set parallel.sharding to full")
+        if self.sharding == "none" and self.offload:
+            raise ValueError("offload puts split weights on the host: set parallel.sharding to full")
         if self.sharding == "none" and self.checkpoint != "whole":
             raise ValueError("checkpoint=sharded holds split weights: set parallel.sharding to full")
         return self

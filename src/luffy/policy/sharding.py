@@ -22,18 +22,27 @@ if TYPE_CHECKING:
     from luffy.policy.scorer import Scorer
 
 
-def shard(scorer: Scorer, mesh: DeviceMesh, param_dtype: torch.dtype | None = None) -> None:
+def shard(scorer: Scorer, mesh: DeviceMesh, param_dtype: torch.dtype | None = None, *, offload: bool = False) -> None:
     """Split the weights under the scorer over the mesh, in place: each decoder layer by itself, then what is left.
 
     Optimizers must be made afterwards: the parameters are others. Gradients are sums over the processes, not means.
     param_dtype: type in which weights are gathered and multiplied; gradients are then summed in float32.
+    offload: the parts lie in the host's memory; each goes to the device while its layer computes.
     """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
 
     assert scorer.paths  # found out on whole weights: a trial runs the model's parts, and FSDP2 counts on the root
     policy = MixedPrecisionPolicy(param_dtype, torch.float32) if param_dtype else MixedPrecisionPolicy()
+    on_gpu = mesh.device_type != "cpu"  # memory is pinned for copies to a GPU alone
+    place = CPUOffloadPolicy(pin_memory=on_gpu) if offload else OffloadPolicy()
     for module in [*decoder_layers(scorer.model), scorer]:
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=place)
     for part in scorer.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
@@ -56,7 +65,8 @@ def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     there = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return there
-    return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    split = distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return split.to(parameter.device)  # parts may lie on the host while the processes compute on GPUs
 
 
 def is_split(model: torch.nn.Module) -> bool:

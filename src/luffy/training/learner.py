@@ -56,7 +56,8 @@ class Learner:
         self.config, self.world = config, world
         self.method = METHODS[config.method]
         self.policy = loaded.model
-        self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
+        self.device = loaded.model.device  # what computes; the weights may lie elsewhere once they are split
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
         self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = _scorer(loaded, config, self.autocast)
         penalised = config.objective.kl_coefficient > 0
@@ -174,7 +175,7 @@ class Learner:
 
     def _loss(self, rows: Sequence[Row]) -> tuple[Tensor, dict[str, float]]:
         """The loss, and sums over its tokens. It is computed chunk by chunk: it is a sum over tokens."""
-        table = TokenTable.of(rows, self.policy.device)
+        table = TokenTable.of(rows, self.device)
         reference = self._reference_logprobs(rows)
         totals: dict[str, float] = defaultdict(float)
 

@@ -86,7 +86,7 @@ class Wrapper:
         for scorer in dict.fromkeys(filter(None, (self.scorer, self.reference))):  # under an adapter they are one
             for weight in {id(one): one for one in scorer.state_dict(keep_vars=True).values()}.values():
                 dist.broadcast(weight.detach(), src=0)
-            shard(scorer, mesh, param_dtype)
+            shard(scorer, mesh, param_dtype, offload=self.config.parallel.offload)
 
     def _whole(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         policy = self.scorer.model
