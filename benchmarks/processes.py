@@ -1,6 +1,7 @@
 """Methods x processes x wrappers: the same weights after three steps as one process?
 
     python benchmarks/processes.py            # prints the table, writes benchmarks/results/processes.json
+    python benchmarks/processes.py --go-on    # after an interruption
 
 Wrappers: ddp (each process holds all weights), fsdp2 (weights, gradients and moments are split), fsdp2 that is saved
 after every step, each process its part, and taken up by a learner with another model, and fsdp2 with its parts on the
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -270,16 +272,20 @@ def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours)
 
 
+@cache
+def train_alone(name: str, dtype: str) -> dict[str, Any]:
+    """What `train` finds in one process."""
+    return train(cases()[name], dtype)
+
+
 def compare(
     counts: Sequence[int], names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each case: how far its weights are from those of one process."""
-    known = cases()
-    alone = {(name, dtype): train(known[name], dtype) for name in names for dtype in dtypes}
     rows = []
     for count in counts:
         for (name, dtype, wrapper), outcome in in_processes(count, names, dtypes, wrappers).items():
-            difference = largest_difference(outcome["weights"], alone[name, dtype]["weights"])
+            difference = largest_difference(outcome["weights"], train_alone(name, dtype)["weights"])
             rows.append(
                 {
                     "case": name,
@@ -300,19 +306,22 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=None)
     parser.add_argument("--dtypes", nargs="+", default=["float64", "float32"])
     parser.add_argument("--wrappers", nargs="+", default=list(EXACT))
+    parser.add_argument("--go-on", action="store_true", help="measure only what the file of results does not have")
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = given.cases or list(cases())
     if given.work:
         work(names, given.dtypes, given.wrappers, given.work)
         return
-    rows = compare(given.processes, names, given.dtypes, given.wrappers)
-    for row in rows:
-        shown = "equal" if row["equal"] else "DIFFERENT"
-        print(
-            f"{row['case']:32} {row['processes']} {row['wrapper']:5} {row['dtype']}  {row['difference']:.1e}  {shown}"
-        )
-    RESULTS.write_text(json.dumps({"tolerance": TOLERANCE, "rows": rows}, indent=1) + "\n")
+    rows = json.loads(RESULTS.read_text())["rows"] if given.go_on else []
+    for count, wrapper in itertools.product(given.processes, given.wrappers):
+        there = {(row["case"], row["dtype"]) for row in rows if (row["processes"], row["wrapper"]) == (count, wrapper)}
+        lacking = [name for name in names if not {(name, dtype) for dtype in given.dtypes} <= there]
+        for row in compare([count], lacking, given.dtypes, [wrapper]) if lacking else []:
+            shown = "equal" if row["equal"] else "DIFFERENT"
+            print(f"{row['case']:34} {count} {wrapper:16} {row['dtype']}  {row['difference']:.1e}  {shown}", flush=True)
+            rows.append(row)
+        RESULTS.write_text(json.dumps({"tolerance": TOLERANCE, "rows": rows}, indent=1) + "\n")
     raise SystemExit(0 if all(row["equal"] for row in rows) else 1)
 
 
