@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"
+PAGE = Path(__file__).parents[1] / "docs" / "processes.md"
 STEPS = 3
 TOLERANCE = {"float64": 1e-9, "float32": 2e-4}  # of the largest difference of a weight; AdamW divides by tiny numbers
 VOCABULARY = 40
@@ -299,8 +300,24 @@ def compare(
     return rows
 
 
+def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a case: for each wrapper the largest difference over all numbers of processes, float64 and float32."""
+    wrappers = dict.fromkeys(row["wrapper"] for row in rows)
+    lines = ["| | " + " | ".join(wrappers) + " |", "|---" * (len(wrappers) + 1) + "|"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = []
+        for wrapper in wrappers:
+            ours = [row for row in rows if (row["case"], row["wrapper"]) == (case, wrapper)]
+            largest = [max(row["difference"] for row in ours if row["dtype"] == dtype) for dtype in TOLERANCE]
+            cells.append(" / ".join(f"{value:.0e}" if value else "0" for value in largest))
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the table and write it."""
+    from measuring import replace
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--cases", nargs="+", default=None)
@@ -316,12 +333,16 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text())["rows"] if given.go_on else []
     for count, wrapper in itertools.product(given.processes, given.wrappers):
         there = {(row["case"], row["dtype"]) for row in rows if (row["processes"], row["wrapper"]) == (count, wrapper)}
-        lacking = [name for name in names if not {(name, dtype) for dtype in given.dtypes} <= there]
+        lacking = [name for name in names if not any((name, dtype) in there for dtype in given.dtypes)]
         for row in compare([count], lacking, given.dtypes, [wrapper]) if lacking else []:
-            shown = "equal" if row["equal"] else "DIFFERENT"
-            print(f"{row['case']:34} {count} {wrapper:16} {row['dtype']}  {row['difference']:.1e}  {shown}", flush=True)
+            print(
+                f"{row['case']:34} {count} {wrapper:16} {row['dtype']}  {row['difference']:.1e}  "
+                f"{'equal' if row['equal'] else 'DIFFERENT'}",
+                flush=True,
+            )
             rows.append(row)
         RESULTS.write_text(json.dumps({"tolerance": TOLERANCE, "rows": rows}, indent=1) + "\n")
+    replace(PAGE, "processes", as_table(rows))
     raise SystemExit(0 if all(row["equal"] for row in rows) else 1)
 
 

@@ -183,7 +183,8 @@ class RolloutConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto",
         description="Type of the weights that generate; auto: bfloat16 where the update's products are "
-        "(`policy.autocast`), else that of the policy. Another type than the policy's takes a copy of the model.",
+        "(`policy.autocast`, `parallel.param_dtype`), else that of the policy. Another type than the policy's takes a "
+        "copy of the model.",
     )
     ahead: int = Field(
         0, ge=0, le=1, description="1: generate the next step's groups while the policy is updated, one step behind it."

@@ -71,8 +71,11 @@ def has_adapter(model: torch.nn.Module) -> bool:
 def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
     """The model is its base for a while."""
     layers = list(_adapted_layers(model).values())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
+    for parameter in trained:  # peft freezes them; FSDP2, should it begin now, would see a model that learns nothing
+        parameter.requires_grad_(True)
     try:
         yield
     finally:
