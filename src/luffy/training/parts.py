@@ -1,4 +1,4 @@
-"""Tensors on disk of which every process wrote its part: one safetensors file a process, nothing pickled.
+"""Tensors on disk of which every process wrote its part, into safetensors files of its own; nothing is pickled.
 
 `torch.distributed.checkpoint` plans and reads them. Its own format keeps a pickle of what lies where; that of Hugging
 Face, which is used here, notes in the head of each file which part of a tensor it holds. So another number of processes
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from luffy.errors import RunError
 
+FILE_BYTES = 2**30  # what a file holds, more or less
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -33,7 +35,7 @@ def write_parts(folder: Path, tensors: Mapping[str, Tensor], world: World) -> No
     from torch.distributed.checkpoint.state_dict_saver import save
 
     world.together(lambda: _check_seen(folder))
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), _files(tensors, world.size), save_distributed=True)
     with _first_failure():
         save(dict(tensors), storage_writer=writer, process_group=world.group)
 
@@ -61,6 +63,15 @@ def names_in(folder: Path) -> set[str]:
         with safe_open(path, framework="pt") as file:
             names |= set(file.keys())
     return names
+
+
+def _files(tensors: Mapping[str, Tensor], processes: int) -> dict[str, int]:
+    """The number, from 1, of the file of a process that each tensor goes into: the library fills a file in memory."""
+    numbers, filled = {}, 0
+    for name, tensor in tensors.items():
+        numbers[name] = 1 + filled // FILE_BYTES
+        filled += tensor.numel() * tensor.element_size() // processes
+    return numbers
 
 
 def _check_seen(folder: Path) -> None:
