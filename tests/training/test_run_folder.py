@@ -29,6 +29,8 @@ from luffy.training.checkpoint import (
     take_up_checkpoint,
 )
 from luffy.training.learner import Learner
+from luffy.training.parts import write_parts
+from luffy.training.world import ALONE
 from luffy.types import Rollout
 from tiny_models import build_model
 
@@ -281,6 +283,11 @@ def test_a_checkpoint_in_parts_holds_everything_and_its_damage_is_named(tmp_path
     for read in (lambda: load_weights(checkpoint, other), lambda: load_optimizer(checkpoint, again)):
         with pytest.raises(RunError, match=r"step-000003: cannot be read .*Delete it to use the one before"):
             read()
+
+
+def test_a_process_that_does_not_see_the_folder_is_told_why(tmp_path):
+    with pytest.raises(RunError, match="a file system that all machines share"):
+        write_parts(tmp_path / "elsewhere", {}, ALONE)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
