@@ -67,7 +67,8 @@ def names_in(folder: Path) -> set[str]:
 
 def _files(tensors: Mapping[str, Tensor], processes: int) -> dict[str, int]:
     """The number, from 1, of the file of a process that each tensor goes into: the library fills a file in memory."""
-    numbers, filled = {}, 0
+    numbers: dict[str, int] = {}
+    filled = 0
     for name, tensor in tensors.items():
         numbers[name] = 1 + filled // FILE_BYTES
         filled += tensor.numel() * tensor.element_size() // processes
