@@ -1,8 +1,11 @@
 """Methods x processes x wrappers: the same weights after three steps as one process?
 
     python benchmarks/processes.py            # prints the table, writes benchmarks/results/processes.json
+    python benchmarks/processes.py --go-on    # after an interruption
 
-Wrappers: ddp (each process holds all weights) and fsdp2 (weights, gradients and moments are split).
+Wrappers: ddp (each process holds all weights), fsdp2 (weights, gradients and moments are split), fsdp2 that is saved
+after every step, each process its part, and taken up by a learner with another model, and fsdp2 with its parts on the
+host.
 
 A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
 without signal, micro-batches of few tokens. What is compared are all weights, in float64 (to 1e-9) and float32.
@@ -14,15 +17,18 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"
+PAGE = Path(__file__).parents[1] / "docs" / "processes.md"
 STEPS = 3
 TOLERANCE = {"float64": 1e-9, "float32": 2e-4}  # of the largest difference of a weight; AdamW divides by tiny numbers
 VOCABULARY = 40
@@ -42,15 +48,24 @@ VARIANTS: dict[str, dict[str, Any]] = {  # beside the methods: what else goes th
         "objective.kl_coefficient": 0.1,
     },
     "luffy, recomputed activations": {"method": "luffy", "policy.gradient_checkpointing": True},
+    "luffy, adapter": {"method": "luffy", "adapter.rank": 4},
+    "luffy, adapter, KL, recomputed": {
+        "method": "luffy",
+        "adapter.rank": 4,
+        "objective.kl_coefficient": 0.1,
+        "policy.gradient_checkpointing": True,
+    },
 }
 
 
 WRAPPERS: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp2": {"parallel.sharding": "full"},
+    "fsdp2, taken up": {"parallel.sharding": "full", "parallel.checkpoint": "sharded"},
+    "fsdp2, offloaded": {"parallel.sharding": "full", "parallel.offload": True},
     "fsdp2 in bfloat16": {"parallel.sharding": "full", "parallel.param_dtype": "bfloat16"},
 }
-EXACT = ("ddp", "fsdp2")
+EXACT = ("ddp", "fsdp2", "fsdp2, taken up", "fsdp2, offloaded")
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -105,28 +120,64 @@ def train(settings: dict[str, Any], dtype: str, world: Any = None) -> dict[str, 
     """The weights after three steps, empty in a process that does not write, and the metrics of each step."""
     from luffy import load_config
     from luffy.algorithm import METHODS
-    from luffy.policy import LoadedModel
     from luffy.training.groups import assign_advantages
-    from luffy.training.learner import Learner
     from luffy.training.world import ALONE
 
     config = load_config(overrides=SETTINGS | settings)
-    model: Any = build_model(dtype)
-    if config.policy.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    tokenizer: Any = None
-    learner = Learner(LoadedModel(model, tokenizer, (2,), 0), config, world or ALONE)
+    world = world or ALONE
+    learner, loaded = make_learner(config, dtype, world)
     groups = build_groups()
     assign_advantages(groups, learner.method, config)
     traces = [rollout for group in groups for rollout in group.rollouts if rollout.off_policy]
     measured = []
     for phase in METHODS[config.method].phases:
-        learner.start_phase(phase, 0 if phase == "sft" else STEPS, STEPS)
+        begin = 0 if phase == "sft" else STEPS
+        learner.start_phase(phase, begin, STEPS)
         for step in range(STEPS):
             metrics = learner.imitate(traces, step) if phase == "sft" else learner.update(groups, step)
             measured.append({name: value for name, value in metrics.items() if not name.startswith("perf/")})
+            if learner.wrapper.saves_parts:
+                learner, loaded = take_up(learner, dtype, phase, begin)
     weights = {name: weight.detach().clone() for name, weight in learner.wrapper.whole_weights().items()}
-    return {"weights": weights, "metrics": measured, "tokens": learner.tokens_trained, "held": share_held(model)}
+    return {"weights": weights, "metrics": measured, "tokens": learner.tokens_trained, "held": share_held(loaded.model)}
+
+
+def make_learner(config: Any, dtype: str, world: Any) -> tuple[Any, Any]:
+    """A learner, and the model that it trains."""
+    from luffy.policy import LoadedModel
+    from luffy.policy.adapters import add_adapter
+    from luffy.training.learner import Learner
+
+    model: Any = build_model(dtype)
+    if config.policy.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if config.adapter.rank is not None:
+        add_adapter(model, config.adapter, seed=0)
+    tokenizer: Any = None
+    loaded = LoadedModel(model, tokenizer, (2,), 0)
+    return Learner(loaded, config, world), loaded
+
+
+def take_up(learner: Any, dtype: str, phase: Any, begin: int) -> tuple[Any, Any]:
+    """Save what is learned, each process its part, and load it into a learner that knows nothing."""
+    from luffy.training import checkpoint
+
+    world = learner.world
+    folder = Path(world.from_main(tempfile.mkdtemp))
+    checkpoint.save_in_parts(folder, learner, checkpoint.Progress(), checkpoint.Retention(1))
+    saved = checkpoint.list_checkpoints(folder)[0]
+    another, loaded = make_learner(learner.config, dtype, world)
+    for weight in loaded.model.parameters():
+        if weight.requires_grad:
+            weight.data.zero_()  # all of it must come from the checkpoint
+    checkpoint.load_weights(saved, loaded, world)
+    another.start_phase(phase, begin, STEPS)
+    checkpoint.load_optimizer(saved, another)
+    another.tokens_trained = learner.tokens_trained
+    world.gather(None)
+    if world.main:
+        shutil.rmtree(folder)
+    return another, loaded
 
 
 def share_held(model: Any) -> float:
@@ -222,16 +273,20 @@ def largest_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours)
 
 
+@cache
+def train_alone(name: str, dtype: str) -> dict[str, Any]:
+    """What `train` finds in one process."""
+    return train(cases()[name], dtype)
+
+
 def compare(
     counts: Sequence[int], names: Sequence[str], dtypes: Sequence[str], wrappers: Sequence[str]
 ) -> list[dict[str, Any]]:
     """A row for each case: how far its weights are from those of one process."""
-    known = cases()
-    alone = {(name, dtype): train(known[name], dtype) for name in names for dtype in dtypes}
     rows = []
     for count in counts:
         for (name, dtype, wrapper), outcome in in_processes(count, names, dtypes, wrappers).items():
-            difference = largest_difference(outcome["weights"], alone[name, dtype]["weights"])
+            difference = largest_difference(outcome["weights"], train_alone(name, dtype)["weights"])
             rows.append(
                 {
                     "case": name,
@@ -245,26 +300,49 @@ def compare(
     return rows
 
 
+def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a case: for each wrapper the largest difference over all numbers of processes, float64 and float32."""
+    wrappers = dict.fromkeys(row["wrapper"] for row in rows)
+    lines = ["| | " + " | ".join(wrappers) + " |", "|---" * (len(wrappers) + 1) + "|"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        cells = []
+        for wrapper in wrappers:
+            ours = [row for row in rows if (row["case"], row["wrapper"]) == (case, wrapper)]
+            largest = [max(row["difference"] for row in ours if row["dtype"] == dtype) for dtype in TOLERANCE]
+            cells.append(" / ".join(f"{value:.0e}" if value else "0" for value in largest))
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Print the table and write it."""
+    from measuring import replace
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--cases", nargs="+", default=None)
     parser.add_argument("--dtypes", nargs="+", default=["float64", "float32"])
     parser.add_argument("--wrappers", nargs="+", default=list(EXACT))
+    parser.add_argument("--go-on", action="store_true", help="measure only what the file of results does not have")
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = given.cases or list(cases())
     if given.work:
         work(names, given.dtypes, given.wrappers, given.work)
         return
-    rows = compare(given.processes, names, given.dtypes, given.wrappers)
-    for row in rows:
-        shown = "equal" if row["equal"] else "DIFFERENT"
-        print(
-            f"{row['case']:32} {row['processes']} {row['wrapper']:5} {row['dtype']}  {row['difference']:.1e}  {shown}"
-        )
-    RESULTS.write_text(json.dumps({"tolerance": TOLERANCE, "rows": rows}, indent=1) + "\n")
+    rows = json.loads(RESULTS.read_text())["rows"] if given.go_on else []
+    for count, wrapper in itertools.product(given.processes, given.wrappers):
+        there = {(row["case"], row["dtype"]) for row in rows if (row["processes"], row["wrapper"]) == (count, wrapper)}
+        lacking = [name for name in names if not any((name, dtype) in there for dtype in given.dtypes)]
+        for row in compare([count], lacking, given.dtypes, [wrapper]) if lacking else []:
+            print(
+                f"{row['case']:34} {count} {wrapper:16} {row['dtype']}  {row['difference']:.1e}  "
+                f"{'equal' if row['equal'] else 'DIFFERENT'}",
+                flush=True,
+            )
+            rows.append(row)
+        RESULTS.write_text(json.dumps({"tolerance": TOLERANCE, "rows": rows}, indent=1) + "\n")
+    replace(PAGE, "processes", as_table(rows))
     raise SystemExit(0 if all(row["equal"] for row in rows) else 1)
 
 

@@ -120,6 +120,11 @@ def test_a_wrong_value_names_key_and_range(override, message):
         (["rollout.traces=8"], "rollout: traces (8) must be fewer than group_size (8): a group needs own rollouts."),
         (["rollout.traces=0"], "method 'luffy' learns from traces, but rollout.traces is 0."),
         (
+            ["parallel.checkpoint=sharded"],
+            "parallel: checkpoint=sharded holds split weights: set parallel.sharding to full.",
+        ),
+        (["parallel.offload=true"], "parallel: offload puts split weights on the host: set parallel.sharding to full."),
+        (
             ["rollout.ahead=1"],
             "importance sampling corrects: set objective.importance_cap, for example to 2.",
         ),

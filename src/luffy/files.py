@@ -153,22 +153,46 @@ def write_folder_whole(path: Path, fill: Callable[[Path], None]) -> None:
 
     Raises RunError when it cannot be written; what was there is then untouched.
     """
-    beside, before = path.with_name(path.name + ".part"), path.with_name(path.name + ".before")
+    with writing(path):
+        try:
+            fill(begin_folder(path))
+            put_folder(path)
+        except BaseException:
+            abandon_folder(path)
+            raise
+
+
+def begin_folder(path: Path) -> Path:
+    """An empty folder beside `path`, which `put_folder` puts in its place when it is filled. Raises RunError."""
+    beside, _ = _neighbours(path)
     with writing(path):
         shutil.rmtree(beside, ignore_errors=True)
-        try:
-            beside.mkdir(parents=True)
-            fill(beside)
-            for one in (*beside.rglob("*"), beside):
-                flush(one)
-            if path.exists():  # a folder cannot be renamed onto one that is not empty
-                shutil.rmtree(before, ignore_errors=True)
-                path.rename(before)
-            beside.rename(path)
-        except BaseException:
-            if before.exists() and not path.exists():
-                before.rename(path)
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
+        beside.mkdir(parents=True)
+    return beside
+
+
+def put_folder(path: Path) -> None:
+    """Flush what `begin_folder` gave, with all in it, and put it in the place of `path`. Raises RunError."""
+    beside, before = _neighbours(path)
+    with writing(path):
+        for one in (*beside.rglob("*"), beside):
+            flush(one)
+        if path.exists():  # a folder cannot be renamed onto one that is not empty
+            shutil.rmtree(before, ignore_errors=True)
+            path.rename(before)
+        beside.rename(path)
         flush(path.parent)
         shutil.rmtree(before, ignore_errors=True)
+
+
+def abandon_folder(path: Path) -> None:
+    """Remove what `begin_folder` gave; what was in the place of `path` is there again."""
+    beside, before = _neighbours(path)
+    if before.exists() and not path.exists():
+        before.rename(path)
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+def _neighbours(path: Path) -> tuple[Path, Path]:
+    """Where a folder is written before it is `path`, and where the one before it waits until then."""
+    return path.with_name(path.name + ".part"), path.with_name(path.name + ".before")

@@ -17,6 +17,7 @@ from luffy.policy.adapters import (
     merged_weights,
     plain_copy,
     save_adapter,
+    trained_weights,
 )
 from luffy.rollout.transformers_engine import copy_weights
 from luffy.training.checkpoint import save_model
@@ -118,7 +119,7 @@ def test_saved_and_loaded_bitwise_and_readable_by_peft(tmp_path):
     from peft import PeftModel
 
     model, other = adapted(), adapted(trained=False)
-    save_adapter(tmp_path, model, "base")
+    save_adapter(tmp_path, model, trained_weights(model), "base")
     load_adapter(tmp_path, other)
     assert all(torch.equal(one, other.state_dict()[name]) for name, one in model.state_dict().items())
     theirs = PeftModel.from_pretrained(build_model(), tmp_path)
@@ -132,7 +133,7 @@ def test_the_exported_model_is_plain_and_says_the_same(tmp_path):
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    save_model(tmp_path / "model", loaded, loaded.model.state_dict())
+    save_model(tmp_path / "model", loaded, dict(merged_weights(loaded.model)))
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     ids = torch.arange(2, 14)[None]
     torch.testing.assert_close(exported(ids).logits, loaded.model(ids).logits, rtol=1e-4, atol=1e-4)

@@ -48,15 +48,15 @@ def recipe(tmp_path):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The weights that one process has after so many steps."""
+    """The run of one process after so many steps; its model, unless another file of it is asked for."""
     known = {}
 
-    def weights(steps):
-        if steps not in known:
-            path = tmp_path_factory.mktemp("alone") / "run"
-            luffy.train(load_config(overrides=SETTINGS | {"output": str(path), "steps": steps}))
-            known[steps] = load_file(path / "model/model.safetensors")
-        return known[steps]
+    def weights(steps, file="model/model.safetensors", **given):
+        case = (steps, *given.items())
+        if case not in known:
+            known[case] = tmp_path_factory.mktemp("alone") / "run"
+            luffy.train(load_config(overrides=SETTINGS | {"output": str(known[case]), "steps": steps} | given))
+        return load_file(known[case] / file)
 
     return weights
 
@@ -118,14 +118,14 @@ def steps_done(run):
     return int(list_checkpoints(run)[-1].name.removeprefix("step-"))
 
 
-def go_on(run, steps):
+def go_on(run, steps, **given):
     """Take the run up in this one process, up to so many steps."""
-    luffy.train(load_config(overrides=SETTINGS | {"output": str(run), "steps": steps}))
+    luffy.train(load_config(overrides=SETTINGS | {"output": str(run), "steps": steps} | given))
 
 
-def assert_trained(run, expected):
+def assert_trained(run, expected, file="model/model.safetensors"):
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
-    ours = load_file(run / "model/model.safetensors")
+    ours = load_file(run / file)
     assert ours.keys() == expected.keys()
     assert max(float((ours[name] - expected[name]).abs().max()) for name in ours) < TOLERANCE
 
@@ -148,6 +148,98 @@ def test_split_weights_train_the_same_and_go_on_in_one_process(recipe, tmp_path,
     status, said = start("luffy", recipe, run, "parallel.sharding=full", "steps=4").wait()
     assert status == 0, said
     assert_trained(run, alone(4))
+
+
+IN_PARTS = ("parallel.sharding=full", "parallel.checkpoint=sharded")
+
+
+def parts_of(checkpoint):
+    return sorted((checkpoint / "parts").glob("*.safetensors"))
+
+
+def test_checkpoints_in_parts_go_on_in_any_number_of_processes(recipe, tmp_path, alone):
+    run = tmp_path / "run"
+    for steps, processes, given in [(1, 2, IN_PARTS), (2, 3, IN_PARTS), (3, 1, ()), (4, 2, IN_PARTS), (5, 2, ())]:
+        job = Job(
+            [sys.executable, "-m", "luffy", "train", recipe, f"output={run}", f"steps={steps}", *given]
+            + (["--processes", str(processes)] if processes > 1 else []),
+            tmp_path / "log",
+        )
+        status, said = job.wait()
+        assert status == 0, said
+        newest = list_checkpoints(run)[-1]
+        assert len(parts_of(newest)) == (processes if given else 0)
+        assert (newest / "model").exists() == (not given)
+        assert_trained(run, alone(steps))
+    assert {path.suffix for path in run.rglob("checkpoints/**/*") if path.is_file()} <= {".safetensors", ".json", ""}
+
+
+ADAPTER, ADAPTER_FILE = {"adapter.rank": 4, "objective.kl_coefficient": 0.1}, "adapter/adapter_model.safetensors"
+
+
+def test_an_adapter_beside_split_weights_is_trained_saved_merged_and_goes_on(recipe, tmp_path, alone):
+    run, given = tmp_path / "run", [f"{key}={value}" for key, value in ADAPTER.items()]
+    for steps, more in [(1, IN_PARTS), (2, ("parallel.sharding=full",)), (3, ()), (4, IN_PARTS)]:
+        if more:
+            status, said = start("luffy", recipe, run, f"steps={steps}", *given, *more).wait()
+            assert status == 0, said
+        else:
+            go_on(run, steps, **ADAPTER)
+        for file in ("model/model.safetensors", ADAPTER_FILE):
+            assert_trained(run, alone(steps, file, **ADAPTER), file)
+    whole, in_parts = list_checkpoints(run)
+    assert (whole / ADAPTER_FILE).exists()
+    base = Path(luffy.__file__).parent / "assets/miniature/model.safetensors"
+    assert sum(part.stat().st_size for part in parts_of(in_parts)) < base.stat().st_size
+
+
+def test_of_a_damaged_part_the_checkpoint_before_is_used(recipe, tmp_path, alone):
+    run = tmp_path / "run"
+    status, said = start("luffy", recipe, run, "steps=2", *IN_PARTS).wait()
+    assert status == 0, said
+    part = parts_of(list_checkpoints(run)[-1])[-1]
+    part.write_bytes(part.read_bytes()[:-1])
+    status, said = start("luffy", recipe, run, "steps=3", *IN_PARTS).wait()
+    assert status == 0, said
+    assert f"step-000002 is damaged (parts/{part.name} is not as it was written)" in said
+    assert_trained(run, alone(3))
+
+
+def test_killed_while_parts_are_written_a_run_goes_on(recipe, tmp_path, alone):
+    run = tmp_path / "run"
+    job = start("luffy", recipe, run, ENDLESS, *IN_PARTS)
+    wait_for_step(run, job)
+    ranks = job.ranks()
+    until = time.monotonic() + WAIT
+    while not (written := list(run.glob("checkpoints/*.part/parts/*"))):
+        assert time.monotonic() < until, job.said()
+    for process in ranks.values():
+        process.kill()
+    job.end()
+    (part,) = run.glob("checkpoints/*.part")
+    assert part in written[0].parents
+    steps = steps_done(run) + 1
+    status, said = start("luffy", recipe, run, f"steps={steps}", *IN_PARTS).wait()
+    assert status == 0, said
+    assert not part.exists()
+    assert_trained(run, alone(steps))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_cannot_write_its_part_stops_all(rank, recipe, tmp_path, alone):
+    run = tmp_path / "run"
+    job = start("luffy", recipe, run, ENDLESS, *IN_PARTS)
+    wait_for_step(run, job)
+    most = min(part.stat().st_size for part in parts_of(list_checkpoints(run)[-1])) // 2
+    job.ranks()[rank].rlimit(psutil.RLIMIT_FSIZE, (most, most))  # what it writes from now on may not be larger
+    status, said = job.wait()
+    assert status == 1, said
+    assert "cannot be written (File too large). The last good checkpoint is" in said
+    assert "Traceback" not in said
+    assert not list(run.glob("checkpoints/*.part"))
+    steps = steps_done(run) + 1
+    go_on(run, steps)
+    assert_trained(run, alone(steps))
 
 
 @pytest.mark.parametrize("rank", [0, 1])

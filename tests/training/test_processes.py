@@ -1,20 +1,24 @@
 """Several processes train as one: the same weights, whatever is dealt to whom (see benchmarks/processes.py)."""
 
+import socket
 from dataclasses import replace
 
 import processes
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
 
 from luffy import ConfigError, load_config
-from luffy.policy import deal_rows
+from luffy.policy import Scorer, deal_rows
+from luffy.policy.sharding import shard
 from luffy.rollout import Sampling, TransformersEngine
 from luffy.training import learner
 from luffy.training.dealing import Round, rounds
 from luffy.training.world import World, _check
 from tiny_models import build_model
 
-CASES = ["luffy", "sft", "rl_sft", "luffy, 2 updates, capped"]
+CASES = ["luffy", "sft", "rl_sft", "luffy, 2 updates, capped", "luffy, adapter, KL, recomputed"]
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +30,18 @@ def of_two():
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_as_one(case, wrapper, of_two):
     alone, ours = processes.train(processes.cases()[case], "float64"), of_two[case, "float64", wrapper]
-    assert ours["held"] == {"ddp": 1, "fsdp2": 0.5}[wrapper]
+    assert ours["held"] == (1 if wrapper == "ddp" else 0.5)
     assert processes.largest_difference(alone["weights"], ours["weights"]) < 1e-9
     assert ours["alike"]
     assert ours["tokens"] == alone["tokens"]
     for one, other in zip(ours["metrics"], alone["metrics"], strict=True):
         assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_in_parts_gives_back_every_bit(case, of_two):
+    ours, whole = (of_two[case, "float64", wrapper]["weights"] for wrapper in ("fsdp2, taken up", "fsdp2"))
+    assert all(torch.equal(weight, whole[name]) for name, weight in ours.items())
 
 
 def imitated_by_hand():
@@ -75,15 +85,66 @@ def test_the_published_defects_would_be_seen(defect, monkeypatch):
     assert processes.largest_difference(imitated_by_hand(), weights) > 1e-5
 
 
+IN_BFLOAT16 = ["luffy", "luffy, recomputed activations", "luffy, adapter, KL, recomputed", "sft"]
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16():
+    return processes.in_processes(2, IN_BFLOAT16, ["float32"], ["fsdp2 in bfloat16"])
+
+
+def moved(weights):
+    """The way from the first weights to these, as one vector."""
+    before = processes.build_model("float32").state_dict()
+    return torch.cat([(weights[name] - before[name]).flatten().double() for name in before])
+
+
 @pytest.mark.slow
-def test_products_in_bfloat16_are_near_those_in_float32():
-    alone = processes.train(processes.cases()["luffy"], "float32")
-    found = processes.in_processes(2, ["luffy"], ["float32"], ["fsdp2 in bfloat16"])
-    ours = found["luffy", "float32", "fsdp2 in bfloat16"]
+@pytest.mark.parametrize("case", IN_BFLOAT16)
+def test_products_in_bfloat16_go_nearly_where_those_in_float32_go(case, in_bfloat16):
+    """Gradient norms to 5 % (measured: 2 %), the way of three steps to a fifth of its length (measured: 11 to 14 %)."""
+    alone = processes.train(processes.cases()[case], "float32")
+    ours = in_bfloat16[case, "float32", "fsdp2 in bfloat16"]
     assert all(weight.dtype == torch.float32 for weight in ours["weights"].values())
-    before, after = (one["metrics"][0]["update/gradient_norm"] for one in (alone, ours))
+    before, after = ([one["update/gradient_norm"] for one in found["metrics"]] for found in (alone, ours))
     assert before != after
     assert after == pytest.approx(before, rel=0.05)
+    expected = moved(alone["weights"])
+    assert (moved(ours["weights"]) - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.slow
+def test_recomputed_activations_in_bfloat16_are_the_same_ones(in_bfloat16):
+    plain, recomputed = (in_bfloat16[case, "float32", "fsdp2 in bfloat16"]["weights"] for case in IN_BFLOAT16[:2])
+    assert all(torch.equal(weight, recomputed[name]) for name, weight in plain.items())
+
+
+def sum_gradients(rank, port, path):
+    """One of two processes: a gradient of 256 here and of 1 there, computed in bfloat16; their sum goes into a file."""
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    model = processes.build_model("float32")
+    scorer = Scorer(model, pad_id=0, chunk_elements=2**20)
+    assert scorer.paths
+    shard(scorer, init_device_mesh("cpu", (2,)), torch.bfloat16)
+    scores = scorer([[1, 2]], [[3, 4]])
+    head = model.get_output_embeddings().weight
+    assert head.dtype == torch.bfloat16
+    (0 * scores.logprobs.sum() + (1 if rank else 256) * head.sum()).backward()
+    gradient = model.get_output_embeddings().weight.grad.full_tensor()
+    if rank == 0:
+        save_file({"gradient": gradient}, path)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_gradients_in_bfloat16_are_summed_in_float32(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(sum_gradients, (port, tmp_path / "sum"), nprocs=2)
+    gradient = load_file(tmp_path / "sum")["gradient"]
+    assert gradient.dtype == torch.float32
+    assert (gradient == 257).all()  # bfloat16 has no such number
 
 
 @pytest.mark.slow

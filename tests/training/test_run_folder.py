@@ -25,9 +25,12 @@ from luffy.training.checkpoint import (
     read_ahead,
     read_progress,
     save_checkpoint,
+    save_in_parts,
     take_up_checkpoint,
 )
 from luffy.training.learner import Learner
+from luffy.training.parts import write_parts
+from luffy.training.world import ALONE
 from luffy.types import Rollout
 from tiny_models import build_model
 
@@ -252,6 +255,48 @@ def test_a_checkpoint_holds_everything(tmp_path, trained):
         state, restored = learner.optimizer.state[one], again.optimizer.state[two]
         assert set(state) == set(restored)
         assert all(torch.equal(state[name], restored[name]) for name in state)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")  # processes of their own: test_process_failures.py
+def test_a_checkpoint_in_parts_holds_everything_and_its_damage_is_named(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr("luffy.training.parts.FILE_BYTES", 20_000)
+    loaded, learner = trained
+    save_in_parts(tmp_path, learner, Progress(step=3), Retention(2), {"a": 1})
+    checkpoint = find_checkpoint(tmp_path)
+    assert {path.suffix for path in (checkpoint / "parts").iterdir()} == {".safetensors"}
+    assert (read_progress(checkpoint).step, read_ahead(checkpoint), find_damage(checkpoint)) == (3, {"a": 1}, None)
+    other = LoadedModel(build_model(dtype=torch.float32, seed=9), None, (2,), 0)
+    again = Learner(other, learner.config)
+    load_weights(checkpoint, other)
+    again.start_phase("sft", 0, 10)
+    load_optimizer(checkpoint, again)
+    for one, two in zip(loaded.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+        state, restored = learner.optimizer.state[one], again.optimizer.state[two]
+        assert set(state) == set(restored)
+        assert all(torch.equal(state[name], restored[name]) for name in state)
+    part, *others = (checkpoint / "parts").iterdir()
+    assert others
+    flip_a_bit(part)
+    assert find_damage(checkpoint) == f"parts/{part.name} is not as it was written"
+    part.write_bytes(b"broken")
+    for read in (lambda: load_weights(checkpoint, other), lambda: load_optimizer(checkpoint, again)):
+        with pytest.raises(RunError, match=r"step-000003: cannot be read .*Delete it to use the one before"):
+            read()
+
+
+def test_a_process_that_does_not_see_the_folder_is_told_why(tmp_path):
+    with pytest.raises(RunError, match="a file system that all machines share"):
+        write_parts(tmp_path / "elsewhere", {}, ALONE)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_a_model_of_another_shape_is_not_filled_in_part(tmp_path, trained):
+    _, learner = trained
+    save_in_parts(tmp_path, learner, Progress(step=1), Retention(2))
+    other = LoadedModel(build_model("qwen", dtype=torch.float32), None, (2,), 0)
+    with pytest.raises(RunError, match="step-000001: cannot be read"):
+        load_weights(find_checkpoint(tmp_path), other)
 
 
 def test_only_the_newest_are_kept(tmp_path, trained):

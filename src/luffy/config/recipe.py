@@ -81,10 +81,6 @@ class Config(Section):
                 f"keep_best_checkpoints={self.keep_best_checkpoints} needs a score to go by: set evaluation.watch and "
                 "evaluation.every, and checkpoint_every to the same number of steps"
             )
-        if self.parallel.sharding == "full" and self.adapter.rank is not None:
-            raise ValueError(
-                "parallel.sharding=full does not split a model with an adapter yet: leave one of the two out"
-            )
         groups = self.problems_per_step
         if (self.processes or 1) > groups:
             raise ValueError(

@@ -183,7 +183,8 @@ class RolloutConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "auto",
         description="Type of the weights that generate; auto: bfloat16 where the update's products are "
-        "(`policy.autocast`), else that of the policy. Another type than the policy's takes a copy of the model.",
+        "(`policy.autocast`, `parallel.param_dtype`), else that of the policy. Another type than the policy's takes a "
+        "copy of the model.",
     )
     ahead: int = Field(
         0, ge=0, le=1, description="1: generate the next step's groups while the policy is updated, one step behind it."
@@ -310,11 +311,25 @@ class ParallelConfig(Section):
         description="With sharding: type in which weights are gathered and multiplied; none: their own. Gradients are "
         "summed in float32, the weights that the optimizer changes keep `policy.dtype`.",
     )
+    offload: bool = Field(
+        False,
+        description="With sharding: weights, gradients and moments lie in the host's memory, where the optimizer "
+        "works; a layer's weights go to the GPU while it computes.",
+    )
+    checkpoint: Literal["whole", "sharded"] = Field(
+        "whole",
+        description="With sharding: whole checkpoints are gathered and written by the first process; of sharded ones "
+        "each process writes its part, into a folder that all of them must see.",
+    )
 
     @model_validator(mode="after")
     def _sharded(self) -> ParallelConfig:
-        if self.param_dtype != "none" and self.sharding == "none":
+        if self.sharding == "none" and self.param_dtype != "none":
             raise ValueError("param_dtype is that of split weights: set parallel.sharding to full")
+        if self.sharding == "none" and self.offload:
+            raise ValueError("offload puts split weights on the host: set parallel.sharding to full")
+        if self.sharding == "none" and self.checkpoint != "whole":
+            raise ValueError("checkpoint=sharded holds split weights: set parallel.sharding to full")
         return self
 
 

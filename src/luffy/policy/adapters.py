@@ -7,7 +7,7 @@ of the scorer hold. Nothing here is used by a run without `adapter.rank`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,13 +71,23 @@ def has_adapter(model: torch.nn.Module) -> bool:
 def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
     """The model is its base for a while."""
     layers = list(_adapted_layers(model).values())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)
+    for parameter in trained:  # peft freezes them; FSDP2, should it begin now, would see a model that learns nothing
+        parameter.requires_grad_(True)
     try:
         yield
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+def trained_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What training changes, by its names in `state_dict`: the adapter's weights, or all where there is none."""
+    if not has_adapter(model):
+        return dict(model.state_dict())
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
@@ -105,8 +115,19 @@ def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
     return plain.requires_grad_(False).eval()
 
 
-def save_adapter(folder: Path, model: PreTrainedModel, base: str) -> None:
-    """Write the adapter alone, as peft's `PeftModel.from_pretrained` reads it. base: how the base model is called."""
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class and configuration without adapter and without weights, to be saved with given ones."""
+    with torch.device("meta"):
+        bare: PreTrainedModel = type(model)(model.config).to(model.dtype)
+    bare.generation_config = model.generation_config
+    return bare
+
+
+def save_adapter(folder: Path, model: PreTrainedModel, weights: Mapping[str, Tensor], base: str) -> None:
+    """Write the adapter alone, as peft's `PeftModel.from_pretrained` reads it.
+
+    weights: at least those of the adapter, each whole, by their names in the model. base: how the base model is called.
+    """
     from peft.functional import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +137,9 @@ def save_adapter(folder: Path, model: PreTrainedModel, base: str) -> None:
     settings.save_pretrained(str(folder))
     weights = {
         f"{PREFIX}{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False).items()
+        for name, tensor in get_peft_model_state_dict(
+            model, dict(weights), adapter_name=NAME, save_embedding_layers=False
+        ).items()
     }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 

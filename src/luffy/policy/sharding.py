@@ -7,8 +7,9 @@ to no layer: they are whole from the forward pass to the end of the backward pas
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,18 +22,27 @@ if TYPE_CHECKING:
     from luffy.policy.scorer import Scorer
 
 
-def shard(scorer: Scorer, mesh: DeviceMesh, param_dtype: torch.dtype | None = None) -> None:
+def shard(scorer: Scorer, mesh: DeviceMesh, param_dtype: torch.dtype | None = None, *, offload: bool = False) -> None:
     """Split the weights under the scorer over the mesh, in place: each decoder layer by itself, then what is left.
 
     Optimizers must be made afterwards: the parameters are others. Gradients are sums over the processes, not means.
     param_dtype: type in which weights are gathered and multiplied; gradients are then summed in float32.
+    offload: the parts lie in the host's memory; each goes to the device while its layer computes.
     """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+    )
 
     assert scorer.paths  # found out on whole weights: a trial runs the model's parts, and FSDP2 counts on the root
     policy = MixedPrecisionPolicy(param_dtype, torch.float32) if param_dtype else MixedPrecisionPolicy()
+    on_gpu = mesh.device_type != "cpu"  # memory is pinned for copies to a GPU alone
+    place = CPUOffloadPolicy(pin_memory=on_gpu) if offload else OffloadPolicy()
     for module in [*decoder_layers(scorer.model), scorer]:
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy, offload_policy=place)
     for part in scorer.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
@@ -55,7 +65,8 @@ def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     there = tensor.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return there
-    return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    split = distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return split.to(parameter.device)  # parts may lie on the host while the processes compute on GPUs
 
 
 def is_split(model: torch.nn.Module) -> bool:
@@ -63,15 +74,16 @@ def is_split(model: torch.nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def whole_weights(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights by their names, one gathered after the other; weights that are tied are one tensor."""
-    gathered: dict[int, Tensor] = {}
-    held: dict[str, Any] = model.state_dict(keep_vars=True)
-    shared = [id(weight) for weight in held.values()]
-    for name, weight in held.items():
-        tensor = gathered[id(weight)] if id(weight) in gathered else whole(weight.detach())
-        if shared.count(id(weight)) > 1:
-            gathered[id(weight)] = tensor
+def gathered(weights: Iterable[tuple[str, Tensor]], model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights of the model by their names, one made whole after the other; those that are tied in it are one tensor."""
+    tensor_of = {name: id(weight) for name, weight in model.state_dict(keep_vars=True).items()}
+    uses = Counter(tensor_of.values())
+    tied: dict[int, Tensor] = {}
+    for name, weight in weights:
+        which = tensor_of.get(name, 0)  # an adapted layer's has another name there, and is never tied
+        tensor = tied[which] if which in tied else whole(weight.detach())
+        if uses[which] > 1:
+            tied[which] = tensor
         yield name, tensor
 
 

@@ -3,6 +3,7 @@
     RUN/checkpoints/step-000050/model/               a Hugging Face folder, or
     RUN/checkpoints/step-000050/adapter/             the adapter's weights, where one is trained
     RUN/checkpoints/step-000050/optimizer.safetensors  AdamW's moments
+    RUN/checkpoints/step-000050/parts/                 with `parallel.checkpoint=sharded`: in place of the above
     RUN/checkpoints/step-000050/ahead.json             the next step's batch, where it was collected ahead
     RUN/checkpoints/step-000050/state.json             step, counters
     RUN/checkpoints/step-000050/SHA256SUMS             digests of the above (`sha256sum -c SHA256SUMS` checks them, too)
@@ -24,22 +25,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from luffy.errors import RunError
-from luffy.files import write_folder_whole, writing
+from luffy.files import abandon_folder, begin_folder, put_folder, write_folder_whole, writing
 from luffy.policy import LoadedModel
-from luffy.policy.adapters import has_adapter, load_adapter, plain_copy, save_adapter
+from luffy.policy.adapters import has_adapter, load_adapter, save_adapter, skeleton
 from luffy.policy.sharding import split_like
 from luffy.training.learner import Learner
-from luffy.training.world import ALONE, World
+from luffy.training.parts import names_in, read_parts, write_parts
+from luffy.training.world import ALONE, World, in_order
 from luffy.training.wrapper import parameters_of
 
 logger = logging.getLogger(__name__)
 
 DIGESTS = "SHA256SUMS"
+PARTS = "parts"
 
 
 @dataclass(slots=True)
@@ -76,13 +80,13 @@ class Retention:
 class WholeState:
     """What was learned, each tensor whole; empty in a process that does not write."""
 
-    weights: Mapping[str, Tensor]  # by name
+    weights: Mapping[str, Tensor]  # those that training changes, by name
     moments: Mapping[str, Tensor]  # AdamW's, by `index.name`; index: place of the parameter in the optimizer
 
     @classmethod
     def of(cls, learner: Learner) -> WholeState:
         """Gather it; where the weights are split over processes, all of them take part."""
-        return cls(learner.wrapper.whole_weights(), learner.wrapper.whole_moments(learner.optimizer))
+        return cls(learner.wrapper.trained_weights(), learner.wrapper.whole_moments(learner.optimizer))
 
 
 def save_checkpoint(
@@ -98,24 +102,53 @@ def save_checkpoint(
     ahead: record of the next step's batch, if it is there already.
     Raises RunError when it cannot be written; earlier checkpoints are then untouched.
     """
-    folder = run / "checkpoints" / f"step-{progress.step:06d}"
+    folder = _place(run, progress)
     if folder in list_checkpoints(run):
         return
 
     def fill(folder: Path) -> None:
         if has_adapter(loaded.model):
-            save_adapter(folder / "adapter", loaded.model, "")
+            save_adapter(folder / "adapter", loaded.model, state.weights, "")
         else:
             save_model(folder / "model", loaded, state.weights)
         save_file(dict(state.moments), folder / "optimizer.safetensors")
-        if ahead is not None:
-            (folder / "ahead.json").write_text(json.dumps(ahead), encoding="utf-8")
-        (folder / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        _write_records(folder, progress, ahead)
         write_digests(folder)
 
     write_folder_whole(folder, fill)
-    for old in keep.leaving(list_checkpoints(run)):
-        shutil.rmtree(_set_aside(old, ".part"), ignore_errors=True)  # one that is half deleted must not look whole
+    _remove_those_leaving(run, keep)
+
+
+def save_in_parts(
+    run: Path, learner: Learner, progress: Progress, keep: Retention, ahead: Mapping[str, Any] | None = None
+) -> None:
+    """The same by all processes together: each writes what it holds of the weights and moments, and none gathers them.
+
+    Raises RunError on all of them where one cannot write; earlier checkpoints are then untouched.
+    """
+    world, folder = learner.world, _place(run, progress)
+    if world.from_main(lambda: folder in list_checkpoints(run)):
+        return
+
+    def begin() -> Path:
+        beside = begin_folder(folder)
+        with writing(folder):
+            (beside / PARTS).mkdir()
+            _write_records(beside, progress, ahead)
+        return beside
+
+    try:
+        beside = world.from_main(begin)
+        with writing(folder), world.lost_are_named():
+            write_parts(beside / PARTS, _weights(learner.policy) | _moments(learner.optimizer), world)
+        write_digests(beside, world)
+        world.from_main(lambda: put_folder(folder))
+    except BaseException:
+        if world.main:
+            abandon_folder(folder)
+        raise
+    if world.main:
+        _remove_those_leaving(run, keep)
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -128,7 +161,8 @@ def find_damage(checkpoint: Path) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         return f"{DIGESTS} cannot be read: {error}"
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if not {"state.json", "optimizer.safetensors"} <= listed.keys():
+    learned = any(name == "optimizer.safetensors" or name.startswith(f"{PARTS}/") for name in listed)
+    if not learned or "state.json" not in listed:
         return f"{DIGESTS} is not whole"
     for name, digest in listed.items():
         try:
@@ -166,14 +200,12 @@ def describe_last(run: Path) -> str:
 
 
 def save_model(folder: Path, loaded: LoadedModel, weights: Mapping[str, Tensor]) -> None:
-    """Write model and tokenizer as a Hugging Face folder, an adapter merged into the weights.
+    """Write model and tokenizer as a Hugging Face folder.
 
-    weights: the model's, by name, each of them whole.
+    weights: the model's, by name, an adapter merged into them, each of them whole.
     """
-    if has_adapter(loaded.model):
-        plain_copy(loaded.model).save_pretrained(folder)
-    else:
-        loaded.model.save_pretrained(folder, state_dict=dict(weights))
+    plain = skeleton(loaded.model) if has_adapter(loaded.model) else loaded.model
+    plain.save_pretrained(folder, state_dict=dict(weights))
     loaded.tokenizer.save_pretrained(folder)
 
 
@@ -205,11 +237,14 @@ def read_ahead(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def load_weights(checkpoint: Path, loaded: LoadedModel, world: World = ALONE) -> None:
-    """Put the weights of a checkpoint into the model; the first process reads them for all.
+    """Put the weights of a checkpoint into the model; the first process reads whole ones for all.
 
     Raises RunError when they cannot be read.
     """
     model = loaded.model
+    if _is_in_parts(checkpoint, world):
+        world.together(lambda: _read_parts(checkpoint, _weights(model)))
+        return
 
     def read() -> dict[str, Tensor]:
         with _reading(checkpoint):
@@ -228,6 +263,9 @@ def load_weights(checkpoint: Path, loaded: LoadedModel, world: World = ALONE) ->
 
 def load_optimizer(checkpoint: Path, learner: Learner) -> None:
     """Put AdamW's moments of a checkpoint into the learner's optimizer. Raises RunError when they cannot be read."""
+    if _is_in_parts(checkpoint, learner.world):
+        learner.world.together(lambda: _load_moments_in_parts(checkpoint, learner.optimizer))
+        return
 
     def read() -> dict[str, Tensor]:
         with _reading(checkpoint):
@@ -243,6 +281,61 @@ def load_optimizer(checkpoint: Path, learner: Learner) -> None:
             }
 
 
+def _load_moments_in_parts(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+    with _reading(checkpoint):
+        saved = names_in(checkpoint / PARTS)
+    for index, parameter in enumerate(parameters_of(optimizer)):
+        if f"moments.{index}.step" in saved:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter.detach()),
+                "exp_avg_sq": torch.zeros_like(parameter.detach()),
+            }
+    _read_parts(checkpoint, _moments(optimizer))
+
+
+def _read_parts(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
+    with _reading(checkpoint):
+        read_parts(checkpoint / PARTS, tensors)
+
+
+def _is_in_parts(checkpoint: Path, world: World) -> bool:
+    """Whether it was written by several processes, as the first one sees it."""
+    return world.from_main(lambda: (checkpoint / PARTS).is_dir())
+
+
+def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint in parts holds of the model: its weights, tied ones once, or those of the adapter it trains."""
+    adapted = has_adapter(model)
+    held: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    once = {id(weight): (name, weight) for name, weight in held.items() if weight.requires_grad or not adapted}
+    return {f"weights.{name}": weight.detach() for name, weight in once.values()}
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What it holds of AdamW's moments."""
+    return {
+        f"moments.{index}.{name}": value.detach()
+        for index, parameter in enumerate(parameters_of(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _write_records(folder: Path, progress: Progress, ahead: Mapping[str, Any] | None) -> None:
+    if ahead is not None:
+        (folder / "ahead.json").write_text(json.dumps(ahead), encoding="utf-8")
+    (folder / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+
+
+def _remove_those_leaving(run: Path, keep: Retention) -> None:
+    for old in keep.leaving(list_checkpoints(run)):
+        shutil.rmtree(_set_aside(old, ".part"), ignore_errors=True)  # one that is half deleted must not look whole
+
+
+def _place(run: Path, progress: Progress) -> Path:
+    return run / "checkpoints" / f"step-{progress.step:06d}"
+
+
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
@@ -255,11 +348,26 @@ def _set_aside(checkpoint: Path, ending: str) -> Path:
         return checkpoint.rename(aside)
 
 
-def write_digests(folder: Path) -> None:
-    """List the digest of every file below in `SHA256SUMS`, as `sha256sum` does."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    (folder / DIGESTS).write_text("".join(lines), encoding="utf-8")
+def write_digests(folder: Path, world: World = ALONE) -> None:
+    """List the digest of every file below in `SHA256SUMS`, as `sha256sum` does; each process reads some of them.
+
+    Raises RunError, on all processes, when it cannot.
+    """
+    names = world.from_main(
+        lambda: sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    )
+
+    def digest_share() -> list[str]:
+        with writing(folder):
+            return [f"{_digest(folder / name)}  {name}\n" for name in names[world.rank :: world.size]]
+
+    lines = sorted(in_order(world.together(digest_share)), key=lambda line: line.partition("  ")[2])
+
+    def write() -> None:
+        with writing(folder):
+            (folder / DIGESTS).write_text("".join(lines), encoding="utf-8")
+
+    world.from_main(write)
 
 
 def _digest(path: Path) -> str:

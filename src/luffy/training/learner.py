@@ -57,12 +57,14 @@ class Learner:
         self.config, self.world = config, world
         self.method = METHODS[config.method]
         self.policy = loaded.model
-        self.accelerator = Accelerator(cpu=loaded.model.device.type == "cpu")
-        if self.policy.device.type == "cpu":
+        self.device = loaded.model.device  # what computes; the weights may lie elsewhere once they are split
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
+        if self.device.type == "cpu":
             keep_freed_memory()
         self.autocast = pick_autocast(config.policy, loaded.model)
         self.scorer = _scorer(loaded, config, self.autocast)
-        self.reference = _reference(loaded, config, self.autocast) if config.objective.kl_coefficient else None
+        penalised = config.objective.kl_coefficient > 0
+        self.reference = _reference(self.scorer, loaded, config, self.autocast) if penalised else None
         self.wrapper = Wrapper(self.scorer, self.reference, config, world)
         self.tokens_trained = 0
         self.skipped_in_a_row = 0
@@ -176,7 +178,7 @@ class Learner:
 
     def _loss(self, rows: Sequence[Row]) -> tuple[Tensor, dict[str, float]]:
         """The loss, and sums over its tokens. It is computed chunk by chunk: it is a sum over tokens."""
-        table = TokenTable.of(rows, self.policy.device)
+        table = TokenTable.of(rows, self.device)
         reference = self._reference_logprobs(rows)
         totals: dict[str, float] = defaultdict(float)
 
@@ -253,18 +255,19 @@ class Learner:
     def _reference_logprobs(self, rows: Sequence[Row]) -> Tensor | None:
         if self.reference is None:
             return None
+        other = self.reference if self.reference is not self.scorer else None
         with adapter_disabled(self.reference.model):
-            return self._score(rows, self.reference, entropy_gradient=False).logprobs
+            return self._score(rows, other, entropy_gradient=False).logprobs
 
 
 def _scorer(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
     return Scorer(loaded.model, pad_id=loaded.pad_id, chunk_elements=config.policy.chunk_elements, autocast=autocast)
 
 
-def _reference(loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
-    """A scorer on a copy that stays as it is; under an adapter the model itself, whose base does."""
+def _reference(scorer: Scorer, loaded: LoadedModel, config: Config, autocast: Autocast) -> Scorer:
+    """A scorer on a copy that stays as it is; under an adapter the policy's own, as the base under it does."""
     if has_adapter(loaded.model):
-        return _scorer(loaded, config, autocast)
+        return scorer
     return _scorer(replace(loaded, model=plain_copy(loaded.model)), config, autocast)
 
 

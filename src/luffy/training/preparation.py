@@ -131,7 +131,8 @@ def open_collector(
 def _generating_model(config: Config, policy: PreTrainedModel, autocast: Autocast, sharded: bool) -> PreTrainedModel:
     """The policy itself, or a copy: of another type, whole beside a split policy, or generating while it changes."""
     wanted = config.rollout
-    by_products = torch.bfloat16 if autocast == "bfloat16" else policy.dtype
+    in_bfloat16 = autocast == "bfloat16" or (sharded and config.parallel.param_dtype == "bfloat16")
+    by_products = torch.bfloat16 if in_bfloat16 else policy.dtype
     dtype = by_products if wanted.dtype == "auto" else getattr(torch, wanted.dtype)
     if not wanted.ahead and not sharded and dtype == policy.dtype:
         return policy

@@ -22,7 +22,15 @@ from luffy.policy.adapters import has_adapter, save_adapter
 from luffy.reward.graders import Graders
 from luffy.rollout import Engine
 from luffy.training.card import model_card, shown_place
-from luffy.training.checkpoint import Progress, Retention, WholeState, describe_last, save_checkpoint, save_model
+from luffy.training.checkpoint import (
+    Progress,
+    Retention,
+    WholeState,
+    describe_last,
+    save_checkpoint,
+    save_in_parts,
+    save_model,
+)
 from luffy.training.collector import Batch, Collector
 from luffy.training.first_batch import describe_mismatch
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
@@ -140,10 +148,11 @@ class Recorder:
         """Evaluate, and leave the trained model."""
         self.evaluate()
         self._count_seconds()
-        weights = self.parts.learner.wrapper.whole_weights()
+        wrapper, adapted = self.parts.learner.wrapper, has_adapter(self.parts.loaded.model)
+        weights, adapter = wrapper.whole_weights(), wrapper.trained_weights() if adapted else {}
         if self._writes:
-            if has_adapter(self.parts.loaded.model):
-                write_folder_whole(self.folder.path / "adapter", self._fill_adapter)
+            if adapted:
+                write_folder_whole(self.folder.path / "adapter", lambda folder: self._fill_adapter(folder, adapter))
             write_folder_whole(self.folder.path / "model", lambda folder: self._fill_model(folder, weights))
         self._meet()
         return self.summarise("finished")
@@ -214,14 +223,16 @@ class Recorder:
             self._save_checkpoint()
 
     def _save_checkpoint(self) -> None:
-        state = WholeState.of(self.parts.learner)
-        if not self._writes:
-            return
-        collector = self.parts.collector
+        learner, ready = self.parts.learner, self.parts.collector.ready
         self.folder.flush()
         keep = Retention(self.config.keep_checkpoints, self.config.keep_best_checkpoints, self._scores())
-        ahead = collector.ready.record() if collector.ready else None
-        save_checkpoint(self.folder.path, self.parts.loaded, state, self.progress, keep, ahead)
+        ahead = ready.record() if ready and self._writes else None
+        if learner.wrapper.saves_parts:
+            save_in_parts(self.folder.path, learner, self.progress, keep, ahead)
+            return
+        state = WholeState.of(learner)
+        if self._writes:
+            save_checkpoint(self.folder.path, self.parts.loaded, state, self.progress, keep, ahead)
 
     def _scores(self) -> dict[int, float]:
         """Accuracy on the first watched set by step, where it is asked which checkpoint is best."""
@@ -231,8 +242,8 @@ class Recorder:
         lines = [line for line in self.folder.evaluations() if line.get("set") == watched]
         return {line["step"]: value for line in lines for value in _accuracies(line)}
 
-    def _fill_adapter(self, folder: Path) -> None:
-        save_adapter(folder, self.parts.loaded.model, shown_place(self.config.model))
+    def _fill_adapter(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        save_adapter(folder, self.parts.loaded.model, weights, shown_place(self.config.model))
 
     def _fill_model(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         save_model(folder, self.parts.loaded, weights)

@@ -226,7 +226,7 @@ class RunFolder:
 
 
 class UnwrittenFolder(RunFolder):
-    """The run folder of a process that is not the first: nothing is read from it or written to it."""
+    """The run folder of a process that is not the first: nothing goes through it, checkpoints in parts apart."""
 
     def __init__(self, config: Config) -> None:
         self.path, self.config = Path(config.output), config

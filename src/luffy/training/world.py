@@ -61,6 +61,8 @@ class World:
         on_cpu = config.policy.device == "cpu" or not torch.cuda.is_available()
         try:
             if not dist.is_initialized():
+                if config.parallel.offload and not on_cpu:  # what lies on the host is summed up there, too
+                    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
                 PartialState(cpu=on_cpu, timeout=timeout)
             group = dist.new_group(backend="gloo", timeout=timeout)
         except RuntimeError as error:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from luffy.config import Config
-from luffy.policy.sharding import is_split, shard, whole, whole_weights
+from luffy.policy.adapters import has_adapter, merged_weights, trained_weights
+from luffy.policy.sharding import gathered, is_split, shard, whole
 from luffy.training.world import World
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Wrapper:
         """Nothing is wrapped yet: until then every process has the whole policy to itself."""
         self.scorer, self.reference, self.config, self.world = scorer, reference, config, world
         self.sharded = world.size > 1 and config.parallel.sharding == "full"
+        self.saves_parts = self.sharded and config.parallel.checkpoint == "sharded"
         self.module: Any = None  # what is called in place of the scorer
 
     def wrap(self, accelerator: Accelerator) -> None:
@@ -58,15 +60,19 @@ class Wrapper:
             self.module.reshard()
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """The policy's weights by name; split ones are gathered, by all processes, and kept by the one that writes."""
+        """The policy's weights by name, an adapter merged into them.
+
+        Split ones are gathered, by all processes, and kept by the one that writes; so in the next two.
+        """
         policy = self.scorer.model
-        if not is_split(policy):
-            return dict(policy.state_dict())
-        with self.world.lost_are_named():
-            return self._kept(whole_weights(policy))
+        return self._whole(merged_weights(policy)) if has_adapter(policy) else self.trained_weights()
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Those that training changes, under the policy's own names: all, or the adapter's alone."""
+        return self._whole(trained_weights(self.scorer.model).items())
 
     def whole_moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-        """AdamW's moments as `index.name`, index: place of the parameter in the optimizer; gathered likewise."""
+        """AdamW's moments as `index.name`, index: place of the parameter in the optimizer."""
         with self.world.lost_are_named():
             return self._kept(
                 (f"{index}.{name}", whole(value.detach()))
@@ -77,10 +83,17 @@ class Wrapper:
     def _split(self) -> None:
         mesh = init_device_mesh(self.scorer.model.device.type, (self.world.size,))
         param_dtype = torch.bfloat16 if self.config.parallel.param_dtype == "bfloat16" else None
-        for scorer in filter(None, (self.scorer, self.reference)):
+        for scorer in dict.fromkeys(filter(None, (self.scorer, self.reference))):  # under an adapter they are one
             for weight in {id(one): one for one in scorer.state_dict(keep_vars=True).values()}.values():
                 dist.broadcast(weight.detach(), src=0)
-            shard(scorer, mesh, param_dtype)
+            shard(scorer, mesh, param_dtype, offload=self.config.parallel.offload)
+
+    def _whole(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        policy = self.scorer.model
+        if not is_split(policy):
+            return dict(weights)
+        with self.world.lost_are_named():
+            return self._kept(gathered(weights, policy))
 
     def _kept(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """On the CPU, by the process that writes; tensors that are one stay one, so that a file holds them once."""
