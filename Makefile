@@ -40,7 +40,7 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on this CPU, and runs on it. A quarter of an hour.
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python -m pytest -m 'slow or not slow' \
 		tests/rollout/test_engine_contract.py tests/rollout/test_vllm_engine.py tests/rollout/test_vllm_server.py \
-		tests/rollout/test_endpoint_on_vllm.py tests/rollout/test_vllm_run.py
+		tests/rollout/test_endpoint_on_vllm.py tests/rollout/test_vllm_processes.py tests/rollout/test_vllm_run.py
 
 lint: $(READY) ## Style, types, import rules.
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from luffy.config import Config, PolicyConfig
 from luffy.errors import ConfigError, first_line
 from luffy.policy import LoadedModel, context_of, extend_context, model_folder
 from luffy.policy.adapters import merged_weights
+from luffy.policy.sharding import is_split, whole_weights
 from luffy.rollout.engine import Sampling
 from luffy.types import Completion
 
@@ -125,13 +126,22 @@ def context_overrides(model: str, policy: PolicyConfig) -> dict[str, Any]:
 
 
 def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of the policy, an adapter merged into them, one at a time; tied ones once."""
-    seen: set[int] = set()
-    own = {weight.data_ptr() for weight in policy.parameters()}  # what is merged is new, and may get a used address
-    for name, weight in merged_weights(policy):
-        if weight.data_ptr() not in seen:
-            seen |= {weight.data_ptr()} & own
+    """Names and weights of the policy, an adapter merged into them, one at a time; tied ones once.
+
+    Weights that are split over processes are gathered: all of them must ask for them, to the end (see `exhaust`).
+    """
+    held = policy.state_dict(keep_vars=True)
+    first = {id(weight): name for name, weight in reversed(held.items())}
+    again = held.keys() - set(first.values())
+    for name, weight in whole_weights(policy) if is_split(policy) else merged_weights(policy):
+        if name not in again:
             yield name, weight.detach()
+
+
+def exhaust(weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Ask for the rest of the weights: whoever stops half-way leaves the processes waiting that gather them, too."""
+    for _ in weights:
+        pass
 
 
 def _dtype(config: Config, loaded: LoadedModel) -> str:

@@ -70,7 +70,8 @@ class Run:
         pool = self.graders.pool()
         problems, self.traces = prepare_data(self.config, self.source, loaded, pool.verify_all)
         self.learner = Learner(loaded, self.config, self.world)
-        self.engine = open_engine(self.config, loaded, self.learner.autocast, sharded=self.learner.wrapper.sharded)
+        sharded = self.learner.wrapper.sharded
+        self.engine = open_engine(self.config, loaded, self.learner.autocast, sharded=sharded, world=self.world)
         self.checkpoint, progress = self.world.from_main(self._take_up)
         if self.checkpoint:
             load_weights(self.checkpoint, loaded, self.world)
