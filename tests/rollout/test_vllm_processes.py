@@ -1,4 +1,4 @@
-"""Runs of two processes that generate with one vLLM server: `make test-vllm`."""
+"""Runs of two processes that generate with one vLLM server, or each with vLLM within it: `make test-vllm`."""
 
 import json
 import os
@@ -106,11 +106,14 @@ def gaps(run):
 
 @pytest.mark.slow
 @needs_vllm
+@pytest.mark.parametrize("engine", ["vllm_server", "vllm"])
 @pytest.mark.parametrize("sharding", ["none", "full"])
-def test_two_processes_draw_and_learn_what_one_does(sharding, served, alone, tmp_path):
+def test_two_processes_draw_and_learn_what_one_does(engine, sharding, served, alone, tmp_path):
     run = tmp_path / "run"
-    status, said = start(run, **served.given, **{"parallel.sharding": sharding}).wait()
+    where = served.given if engine == "vllm_server" else {"rollout.engine": "vllm"}
+    status, said = start(run, **where, **{"parallel.sharding": sharding}).wait()
     assert status == 0, said
+    assert "Traceback" not in said
     assert drawn(run) == drawn(alone())
     assert len(drawn(run)) == 3 + 3  # steps, and evaluations at the start, after two steps, and at the end
     assert difference(run, alone()) < TOLERANCE

@@ -8,6 +8,8 @@ Decisions, and why:
 - Each prompt has a seed of its own, made from the seed and the prompt's place in the whole batch.
 - vLLM counts log-probs either before the temperature or after temperature and top-p. Which one is that of the policy at
   the sampling temperature depends on the temperature of the run; where neither is, they are NaN, never a wrong number.
+- Where several processes train, each has a vLLM of its own: vLLM finds their connection and makes itself a group of one
+  on each. They are opened together, as making the groups takes all of them; then none waits for another.
 - Nothing in this process can end a call of vLLM's that hangs. One that takes long is named in the log.
 """
 
@@ -28,6 +30,7 @@ from luffy.rollout.vllm_settings import (
     SHOWN,
     completion,
     distinct,
+    exhausting,
     import_vllm,
     knows_logprobs,
     model_settings,
@@ -51,7 +54,8 @@ class VllmEngine:
         self._eos_ids = list(loaded.eos_ids)
         self._lock = threading.Lock()  # weights never change under a completion
         self._whole = True  # False: an update has failed half-way, so weights of two versions may be mixed
-        self._owns_group = not _has_process_group()
+        processes = _connected_processes()
+        self._owns_group = not processes
         self._patience = config.rollout.vllm.patience
         self._sleeps = config.rollout.vllm.sleep
         self._asleep: set[str] = set()  # what of vLLM's memory is given back
@@ -59,6 +63,10 @@ class VllmEngine:
         self._logprobs_mode = settings["logprobs_mode"]
         vllm = import_vllm("rollout.engine=vllm")
         register()
+        if processes > 1:
+            settings["distributed_executor_backend"] = (
+                "external_launcher"  # by the processes that there are, on their GPU
+            )
         if self._sleeps and loaded.model.device.type == "cpu":
             settings["enable_sleep_mode"] = False  # vLLM refuses it there
             logger.warning("rollout.vllm.sleep: on a CPU vLLM goes to sleep and gives no memory back.")
@@ -100,10 +108,11 @@ class VllmEngine:
         with self._lock:
             self._refuse_unusable()
             self._whole = False
-            with self._errors("vLLM does not take the policy's weights"):
+            weights = named_weights(policy)
+            with self._errors("vLLM does not take the policy's weights"), exhausting(weights):
                 self._wake("weights")
                 self._llm.start_weight_update()
-                self._llm.update_weights({"update_info": {"weights": named_weights(policy), "last": True}})
+                self._llm.update_weights({"update_info": {"weights": weights, "last": True}})
                 self._llm.finish_weight_update(str(self.version + 1))
                 forgotten = self._llm.reset_prefix_cache()
             if not forgotten:
@@ -112,7 +121,10 @@ class VllmEngine:
             self.version += 1
 
     def close(self) -> None:
-        """Free weights and cache; a closed engine stays closed, and another can be opened."""
+        """Free weights and cache; a closed engine stays closed, and another can be opened.
+
+        vLLM takes leave of the other processes for the whole of this one: nothing can be sent to them afterwards.
+        """
         with self._lock:
             if self._llm is None:
                 return
@@ -169,7 +181,8 @@ def _completion(output: Any, *, known: bool) -> Completion:
     return completion(ids, logprobs, output.finish_reason, known=known)
 
 
-def _has_process_group() -> bool:
+def _connected_processes() -> int:
+    """How many processes train together; 0 where this one is connected with none."""
     import torch.distributed as distributed
 
-    return distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 0

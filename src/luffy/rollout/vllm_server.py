@@ -35,7 +35,7 @@ from luffy.rollout.vllm_plugin import BACKEND
 from luffy.rollout.vllm_settings import (
     completion,
     distinct,
-    exhaust,
+    exhausting,
     import_vllm,
     knows_logprobs,
     model_settings,
@@ -161,10 +161,8 @@ class VllmServerEngine:
             sent = Sent(self._run, self.version + 1, str(self._buckets.folder), ())
             self._feed.sent = sent
             weights = named_weights(policy)
-            try:
+            with exhausting(weights):
                 self._buckets.write(weights)
-            finally:
-                exhaust(weights)
             self._feed.sent = replace(sent, files=tuple(self._buckets.files))
             try:
                 self._server.persist("the update of the weights of vLLM's server", self._feed.push)

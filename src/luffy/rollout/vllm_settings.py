@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from luffy.config import Config, PolicyConfig
@@ -128,7 +129,7 @@ def context_overrides(model: str, policy: PolicyConfig) -> dict[str, Any]:
 def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Names and weights of the policy, an adapter merged into them, one at a time; tied ones once.
 
-    Weights that are split over processes are gathered: all of them must ask for them, to the end (see `exhaust`).
+    Weights that are split over processes are gathered: all of them must ask for them, to the end (see `exhausting`).
     """
     held = policy.state_dict(keep_vars=True)
     first = {id(weight): name for name, weight in reversed(held.items())}
@@ -138,10 +139,14 @@ def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             yield name, weight.detach()
 
 
-def exhaust(weights: Iterator[tuple[str, Tensor]]) -> None:
-    """Ask for the rest of the weights: whoever stops half-way leaves the processes waiting that gather them, too."""
-    for _ in weights:
-        pass
+@contextmanager
+def exhausting(weights: Iterator[tuple[str, Tensor]]) -> Iterator[None]:
+    """Ask for the rest of the weights at the end: who stops half-way leaves those waiting who gather them as well."""
+    try:
+        yield
+    finally:
+        for _ in weights:
+            pass
 
 
 def _dtype(config: Config, loaded: LoadedModel) -> str:

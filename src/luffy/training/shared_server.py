@@ -14,7 +14,7 @@ from luffy.policy import LoadedModel
 from luffy.policy.sharding import is_split
 from luffy.rollout import Sampling
 from luffy.rollout.vllm_server import Opened, VllmServerEngine
-from luffy.rollout.vllm_settings import exhaust, named_weights
+from luffy.rollout.vllm_settings import exhausting, named_weights
 from luffy.training.world import World
 from luffy.types import Completion
 
@@ -54,7 +54,8 @@ class SharedServerEngine:
         Weights that are split are gathered by all, one after the other. Raises on all what it raises on the first.
         """
         if not self._world.main and is_split(policy):
-            exhaust(named_weights(policy))
+            with exhausting(named_weights(policy)):
+                pass
         self._own.follow(self._world.from_main(partial(self._send, policy)))
 
     def close(self) -> None:

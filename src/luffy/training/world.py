@@ -210,11 +210,6 @@ def _check(started: int, config: Config) -> None:
             f"`luffy train RECIPE --processes {config.processes}`, or leave processes= out where `accelerate launch` "
             "or torchrun says how many there are."
         )
-    if started > 1 and config.rollout.engine == "vllm":
-        raise ConfigError(
-            "rollout.engine=vllm does not serve a run of several processes: train with one process, or with "
-            "rollout.engine=vllm_server."
-        )
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", started))
     if config.rollout.engine == "vllm_server" and not config.rollout.vllm.server and on_this_machine < started:
         raise ConfigError(
