@@ -114,10 +114,33 @@ def test_two_processes_draw_and_learn_what_one_does(engine, sharding, served, al
     status, said = start(run, **where, **{"parallel.sharding": sharding}).wait()
     assert status == 0, said
     assert "Traceback" not in said
+    assert "sent again" not in said
     assert drawn(run) == drawn(alone())
     assert len(drawn(run)) == 3 + 3  # steps, and evaluations at the start, after two steps, and at the end
     assert difference(run, alone()) < TOLERANCE
     assert max(gaps(run)) < 1e-4  # of every process, to the newest weights
+
+
+@pytest.mark.slow
+@needs_vllm
+@pytest.mark.parametrize("engine", ["vllm_server", "vllm"])
+def test_two_processes_generate_one_step_ahead(engine, served, tmp_path):
+    run = tmp_path / "run"
+    where = served.given if engine == "vllm_server" else {"rollout.engine": "vllm"}
+    status, said = start(run, **where, **{"rollout.ahead": 1, "objective.importance_cap": 2.0}).wait()
+    assert status == 0, said
+    assert [line["policy/staleness"] for line in lines(run / "metrics.jsonl")] == [0, 1, 1]
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_an_adapter_by_itself_reaches_both(tmp_path):
+    pytest.importorskip("peft")
+    run = tmp_path / "run"
+    status, said = start(run, **{"adapter.rank": 4, "rollout.vllm.lora": True}).wait()
+    assert status == 0, said
+    assert len(gaps(run)) == 3
+    assert max(gaps(run)) < 1e-4
 
 
 @pytest.mark.slow

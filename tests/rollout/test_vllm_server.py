@@ -22,7 +22,7 @@ from luffy.policy import LoadedModel
 from luffy.rollout import Sampling
 from luffy.rollout.vllm_buckets import Buckets
 from luffy.rollout.vllm_launch import LaunchedServer, serve_arguments
-from luffy.rollout.vllm_settings import model_settings, named_weights
+from luffy.rollout.vllm_settings import exhausting, model_settings, named_weights
 from small_engines import EOS, HAS_VLLM, PROMPTS, TOLERANCE, build_policy, gap, needs_vllm, open_vllm, vllm_config
 
 SAMPLING = Sampling(20, seed=3)
@@ -64,6 +64,16 @@ def test_buckets_hold_every_weight_once_within_their_size(tmp_path):
 def test_tied_weights_travel_once():
     assert "lm_head.weight" not in dict(named_weights(build_policy()))
     assert len(dict(named_weights(build_policy()))) == len(list(build_policy().parameters()))
+
+
+def test_an_update_that_fails_asks_for_all_weights_still(tmp_path):
+    """Or the processes that gather them with this one would wait for it."""
+    weights, buckets = named_weights(build_policy()), Buckets(str(tmp_path), 1, "float32")
+    buckets._limit = 20_000
+    buckets.folder.rmdir()
+    with pytest.raises(RunError, match=r"cannot be written.*rollout.vllm.exchange names"), exhausting(weights):
+        buckets.write(weights)
+    assert list(weights) == []
 
 
 def test_a_folder_for_weights_that_is_none(tmp_path):

@@ -85,6 +85,8 @@ class Config(Section):
             raise ValueError(
                 "parallel.sharding=full does not split a model with an adapter yet: leave one of the two out"
             )
+        if self.rollout.vllm.lora and self.adapter.rank is None:
+            raise ValueError("rollout.vllm.lora sends an adapter by itself: set adapter.rank, or leave it out")
         groups = self.problems_per_step
         if (self.processes or 1) > groups:
             raise ValueError(

@@ -4,6 +4,8 @@ Decisions, and why:
 - The engine lives in this process (no core process of vLLM's), so new weights are handed over as tensors, one after the
   other as the policy yields them, through vLLM's public weight-transfer interface with a receiver of ours
   (rollout/vllm_receiver.py). There is no second whole copy on the way, and tied weights come once.
+- An adapter is merged into the weights, or goes by itself (`rollout.vllm.lora`): as a file in memory, which is how vLLM
+  takes it, under a new name for each update. The base comes from the policy, once: it may be quantised.
 - What vLLM keeps of prompts is forgotten after an update: it belongs to the old weights.
 - Each prompt has a seed of its own, made from the seed and the prompt's place in the whole batch.
 - vLLM counts log-probs either before the temperature or after temperature and top-p. Which one is that of the policy at
@@ -16,15 +18,20 @@ Decisions, and why:
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luffy.config import Config
 from luffy.errors import ModelError, RunError, first_line
 from luffy.policy import LoadedModel, model_folder
+from luffy.policy.adapters import base_weights, merged_weights, save_adapter
+from luffy.policy.quantization import is_quantized
 from luffy.rollout.engine import Sampling
+from luffy.rollout.vllm_buckets import IN_MEMORY
 from luffy.rollout.vllm_plugin import BACKEND, register
 from luffy.rollout.vllm_settings import (
     SHOWN,
@@ -58,6 +65,9 @@ class VllmEngine:
         self._owns_group = not processes
         self._patience = config.rollout.vllm.patience
         self._sleeps = config.rollout.vllm.sleep
+        self._lora = config.rollout.vllm.lora  # whether the adapter goes by itself
+        self._adapter: Any = None  # the newest, as vLLM knows it; none: what generates is the base
+        self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None  # vLLM may read it again
         self._asleep: set[str] = set()  # what of vLLM's memory is given back
         settings = model_settings(config, loaded)
         self._logprobs_mode = settings["logprobs_mode"]
@@ -77,6 +87,9 @@ class VllmEngine:
             self._llm.init_weight_transfer_engine({"init_info": {}})
         except Exception as error:  # of any of its many parts
             raise ModelError(f"{config.model}: vLLM cannot load it ({first_line(error, SHOWN)}).") from None
+        if self._lora or is_quantized(loaded.model):  # the base that the adapter belongs to, whatever the folder holds
+            with self._errors("vLLM does not take the policy's weights"):
+                self._take_weights(loaded.model)
         self._sleep()
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
@@ -95,7 +108,8 @@ class VllmEngine:
             ]
             with self._errors("vLLM failed while it generated"):
                 self._wake("weights", "kv_cache")
-                outputs = self._llm.generate(requests, settings, use_tqdm=False) if requests else []
+                asked = {"use_tqdm": False, "lora_request": self._adapter}
+                outputs = self._llm.generate(requests, settings, **asked) if requests else []
                 self._sleep()
         known = knows_logprobs(self._logprobs_mode, sampling)
         return [[_completion(one, known=known) for one in output.outputs] * (n // drawn) for output in outputs]
@@ -108,12 +122,12 @@ class VllmEngine:
         with self._lock:
             self._refuse_unusable()
             self._whole = False
-            weights = named_weights(policy)
-            with self._errors("vLLM does not take the policy's weights"), exhausting(weights):
+            with self._errors("vLLM does not take the policy's weights"):
                 self._wake("weights")
-                self._llm.start_weight_update()
-                self._llm.update_weights({"update_info": {"weights": weights, "last": True}})
-                self._llm.finish_weight_update(str(self.version + 1))
+                if self._lora:
+                    self._take_adapter(policy)
+                else:
+                    self._take_weights(policy)
                 forgotten = self._llm.reset_prefix_cache()
             if not forgotten:
                 raise RunError("vLLM still keeps keys and values of the weights before the update.")
@@ -134,6 +148,25 @@ class VllmEngine:
                 from vllm.distributed import cleanup_dist_env_and_memory
 
                 cleanup_dist_env_and_memory()
+
+    def _take_weights(self, policy: PreTrainedModel) -> None:
+        weights = named_weights(policy, base_weights if self._lora else merged_weights)
+        with exhausting(weights):
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {"weights": weights, "last": True}})
+            self._llm.finish_weight_update(str(self.version + 1))
+
+    def _take_adapter(self, policy: PreTrainedModel) -> None:
+        """Each with a name of its own; the one before goes when the new one has come."""
+        from vllm.lora.request import LoRARequest
+
+        folder = tempfile.TemporaryDirectory(prefix="luffy-adapter-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None)
+        save_adapter(Path(folder.name), policy, "")
+        number = self.version + 1
+        adapter = LoRARequest(f"adapter-{number}", number, folder.name)
+        if not self._llm.llm_engine.add_lora(adapter):
+            raise RunError("the adapter was there before")
+        self._adapter, self._adapter_folder = adapter, folder
 
     def _refuse_unusable(self) -> None:
         if self._llm is None:

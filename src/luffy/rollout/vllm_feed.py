@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
-from luffy.errors import EngineLostError, RunError
+from luffy.errors import EngineLostError, ModelError, RunError
 from luffy.rollout.vllm_control import ServerTroubleError, VllmServer
 
 logger = logging.getLogger(__name__)
@@ -31,11 +31,17 @@ class Sent:
     version: int
     folder: str
     files: tuple[str, ...]  # none: it was not written whole
+    adapter: str | None = None  # folder of one that vLLM adds to what the files hold; they are then the base's
 
     @property
     def name(self) -> str:
         """No other run gives it."""
         return f"{self.run}-{self.version}"
+
+    @property
+    def incomplete(self) -> str:
+        """The name of weights of which some have come."""
+        return f"{self.run}-incomplete"
 
 
 class Feed:
@@ -45,6 +51,7 @@ class Feed:
         """turn: for one of several processes that share the server; alone, it is always this one's."""
         self.sent: Sent | None = None  # the newest
         self._server, self._turn = server, turn
+        self._adapter: str | None = None  # name of the one that the server got last from here
         self._doubt = threading.Event()  # set: the server may be another one by now, without this run's weights
         self._ensuring = threading.Lock()
 
@@ -53,16 +60,34 @@ class Feed:
         sent = self._newest()
         if not sent.files:
             raise RunError("an update of the weights was not written whole, so the server cannot get them.")
+        if sent.adapter is None:
+            self._push_files(sent, sent.name)
+            return
+        served = self._served()
+        if not served.startswith(f"{sent.run}-") or served == sent.incomplete:
+            self._push_files(sent, f"{sent.run}-base")
+        self._push_adapter(sent, sent.adapter)
+
+    def _push_files(self, sent: Sent, name: str) -> None:
         self._server.post("/init_weight_transfer_engine", {"init_info": {"folder": sent.folder}})
-        self._server.post("/update_weight_version", {"new_version": f"{sent.run}-incomplete"})
+        self._server.post("/update_weight_version", {"new_version": sent.incomplete})
         self._server.post("/pause?mode=abort&clear_cache=true")  # which forgets what is kept of prompts
         self._begin_update()
         *others, last = sent.files
         for file in others:
             self._server.post("/update_weights", {"update_info": {"file": file}})
         self._server.post("/update_weights", {"update_info": {"file": last, "last": True}})
-        self._server.post("/finish_weight_update", {"weight_version": sent.name})
+        self._server.post("/finish_weight_update", {"weight_version": name})
         self._server.post("/resume")
+
+    def _push_adapter(self, sent: Sent, folder: str) -> None:
+        load = {"lora_name": sent.name, "lora_path": folder, "load_inplace": True}  # it may be there after a broken try
+        self._server.order("/v1/load_lora_adapter", load)
+        self._server.post("/update_weight_version", {"new_version": sent.name})
+        before, self._adapter = self._adapter, sent.name
+        if before not in (None, sent.name):
+            with suppress(ServerTroubleError, ModelError):  # a server that was started anew does not know it
+                self._server.order("/v1/unload_lora_adapter", {"lora_name": before})
 
     def doubt(self) -> None:
         """From now on the server may have lost the weights: they are looked after before it is asked for anything."""
@@ -92,12 +117,16 @@ class Feed:
     def _is_fed(self) -> bool:
         """Whether the server has the newest weights. Raises EngineLostError where it has those of another run."""
         sent = self._newest()
-        served = str(self._server.get("/weight_info")["weight_version"])
+        served = self._served()
         if served not in (sent.name, UNNAMED) and not served.startswith(sent.run):
             raise EngineLostError(
                 f"vLLM's server has the weights of another run ({served}): each run needs a server of its own."
             )
         return served == sent.name
+
+    def _served(self) -> str:
+        """The name of the weights that the server has now."""
+        return str(self._server.get("/weight_info")["weight_version"])
 
     def _begin_update(self) -> None:
         try:

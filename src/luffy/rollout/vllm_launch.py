@@ -41,7 +41,7 @@ class LaunchedServer:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=_without_processes(os.environ) | ENVIRONMENT,
+                    env=_without_processes(os.environ) | ENVIRONMENT | _switches(settings),
                     start_new_session=True,  # so that Ctrl-C reaches the run alone, which still needs it
                 )
         except OSError as error:
@@ -101,7 +101,6 @@ def _last_words(log: Path) -> str:
 
 
 ENVIRONMENT = {
-    "VLLM_SERVER_DEV_MODE": "1",  # or the server has no addresses for new weights
     "VLLM_ENABLE_V1_MULTIPROCESSING": "1",  # the opposite of what an engine in this process sets
     "VLLM_LOGGING_LEVEL": "INFO",  # into a file of its own
 }
@@ -113,6 +112,12 @@ OF_PROCESSES = re.compile(r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE|NAME)|MASTER
 def _without_processes(environment: Mapping[str, str]) -> dict[str, str]:
     """Without what a launcher tells a training process: the server is none of them, and torch would wait for others."""
     return {name: value for name, value in environment.items() if not OF_PROCESSES.fullmatch(name)}
+
+
+def _switches(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Without which a server has no addresses for new weights, or for new adapters."""
+    lora = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if settings.get("enable_lora") else {}
+    return {"VLLM_SERVER_DEV_MODE": "1"} | lora
 
 
 def serve_arguments(model: str, settings: Mapping[str, Any]) -> list[str]:
@@ -129,7 +134,8 @@ def serve_arguments(model: str, settings: Mapping[str, Any]) -> list[str]:
 
 def serve_command(model: str, settings: Mapping[str, Any]) -> str:
     """The command that starts such a server by hand."""
-    return f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.join(serve_arguments(model, settings))}"
+    switches = " ".join(f"{name}={value}" for name, value in _switches(settings).items())
+    return f"{switches} vllm serve {shlex.join(serve_arguments(model, settings))}"
 
 
 def _free_port() -> int:

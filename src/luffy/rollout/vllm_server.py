@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from luffy.config import Config
 from luffy.errors import ConfigError, EngineLostError, LuffyError, ModelError, RunError
 from luffy.policy import LoadedModel, model_folder
+from luffy.policy.adapters import base_weights, merged_weights
 from luffy.rollout.engine import Sampling
 from luffy.rollout.vllm_buckets import Buckets
 from luffy.rollout.vllm_control import CONNECTIONS, ServerTroubleError, VllmServer
@@ -80,6 +81,7 @@ class VllmServerEngine:
         self._eos_ids = list(loaded.eos_ids)
         self._logprobs_mode = str(settings["logprobs_mode"])
         self._most_at_once = wanted.max_sequences
+        self._lora = wanted.lora  # whether the adapter goes by itself
         self._lock = threading.Lock()  # weights never change under a completion
         self._lost: EngineLostError | None = None
         self._closed = False
@@ -158,12 +160,12 @@ class VllmServerEngine:
         with self._lock:
             self._refuse_unusable()
             assert self._buckets is not None
-            sent = Sent(self._run, self.version + 1, str(self._buckets.folder), ())
-            self._feed.sent = sent
-            weights = named_weights(policy)
-            with exhausting(weights):
-                self._buckets.write(weights)
-            self._feed.sent = replace(sent, files=tuple(self._buckets.files))
+            version = self.version + 1
+            before, self._feed.sent = self._feed.sent, Sent(self._run, version, str(self._buckets.folder), ())
+            base = before.files if self._lora and before else ()  # it is there, and stays
+            files = base or self._write_files(policy)
+            adapter = self._buckets.write_adapter(policy, version) if self._lora else None
+            self._feed.sent = replace(self._feed.sent, files=files, adapter=adapter)
             try:
                 self._server.persist("the update of the weights of vLLM's server", self._feed.push)
             except EngineLostError as error:
@@ -184,6 +186,14 @@ class VllmServerEngine:
         if self._buckets:
             self._buckets.remove()
 
+    def _write_files(self, policy: PreTrainedModel) -> tuple[str, ...]:
+        """All weights; where the adapter goes by itself, those of the base. Returns the files' names."""
+        assert self._buckets is not None
+        weights = named_weights(policy, base_weights if self._lora else merged_weights)
+        with exhausting(weights):
+            self._buckets.write(weights)
+        return tuple(self._buckets.files)
+
     def _refuse_unusable(self) -> None:
         if self._closed:
             raise RunError("this vLLM engine is closed.")
@@ -199,9 +209,14 @@ class VllmServerEngine:
             count = min(drawn - len(group), self._most_at_once)
             settings = request_settings(count, sampling, place, self._eos_ids)
             settings["seed"] += len(group)  # vLLM adds the number of the completion to it
-            body = {"token_ids": ids, "sampling_params": settings}
+            body = {"token_ids": ids, "sampling_params": settings} | self._of_adapter()
             group += self._server.persist("generating on vLLM's server", partial(self._draw, body, known))
         return group * (n // drawn)
+
+    def _of_adapter(self) -> dict[str, str]:
+        """What a request asks for beside the base, by its name: a server without this very adapter refuses it."""
+        sent = self._feed.sent
+        return {"model": sent.name} if sent and sent.adapter else {}
 
     def _draw(self, body: dict[str, Any], known: bool) -> list[Completion]:
         self._feed.ensure()
@@ -236,10 +251,12 @@ def check_server(server: VllmServer, settings: dict[str, Any], command: str) -> 
         raise ModelError(f"{server.url} is no vLLM server: it does not say its version. {remedy}") from None
     try:
         paths = ask("/openapi.json")["paths"]
-        if missing := [path for path in NEEDED if path not in paths]:
+        needed = (*NEEDED, "/v1/load_lora_adapter") if settings.get("enable_lora") else NEEDED
+        if missing := [path for path in needed if path not in paths]:
             raise ConfigError(f"{server.url}: vLLM {version} there was started without {missing[0]}. {remedy}")
         found = ask("/server_info?config_format=json")["vllm_config"]
         backend = (found["weight_transfer_config"] or {}).get("backend")
+        rank = (found.get("lora_config") or {}).get("max_lora_rank", 0)
         mode, longest = found["model_config"]["logprobs_mode"], int(found["model_config"]["max_model_len"])
     except (ModelError, KeyError, TypeError):
         raise ModelError(f"{server.url}: vLLM {version} there does not say how it was started. {remedy}") from None
@@ -247,6 +264,11 @@ def check_server(server: VllmServer, settings: dict[str, Any], command: str) -> 
         raise ConfigError(f"{server.url}: vLLM there takes weights through {backend}, not {BACKEND}. {remedy}")
     if mode != settings["logprobs_mode"]:
         raise ConfigError(f"{server.url}: vLLM there gives {mode}, not {settings['logprobs_mode']}. {remedy}")
+    if rank < settings.get("max_lora_rank", 0):
+        raise ConfigError(
+            f"{server.url}: vLLM there takes adapters of rank {rank} at most, this run needs "
+            f"{settings['max_lora_rank']}. {remedy}"
+        )
     if longest < settings["max_model_len"]:
         raise ConfigError(
             f"{server.url}: vLLM there takes {longest} tokens of prompt and completion, this run needs "

@@ -64,7 +64,7 @@ class Run:
         """Load model, data and benchmarks; take up the newest whole checkpoint, or evaluate the base."""
         began = time.perf_counter()
         check_adapter(self.config.adapter)
-        loaded = load_model(self.config.model, self.config.policy)
+        loaded = load_model(self.config.model, self.config.policy, quantize=self.config.adapter.quantize)
         if self.config.adapter.rank is not None:
             add_adapter(loaded.model, self.config.adapter, seed=seed_of("adapter", self.config.seed))
         pool = self.graders.pool()
