@@ -26,7 +26,6 @@ SETTINGS = SMALL | {
     "rollout.engine": "vllm_server",
     "rollout.vllm.eager": True,
     "rollout.vllm.cache_gib": 0.25,
-    "checkpoint_every": 1,
     "rollouts_every": 1,
     "steps": 3,
 }
@@ -94,7 +93,7 @@ def difference(run, other):
 
 def wait_for_step(run, job):
     until = time.monotonic() + WAIT
-    while not list_checkpoints(run):
+    while not lines(run / "metrics.jsonl"):
         assert job.process.poll() is None, job.said()
         assert time.monotonic() < until, job.said()
         time.sleep(0.05)
@@ -145,23 +144,25 @@ def test_an_adapter_by_itself_reaches_both(tmp_path):
 
 @pytest.mark.slow
 @needs_vllm
-def test_a_server_that_is_started_anew_gets_the_weights_from_whoever_sees_it_first(served, tmp_path):
+def test_a_run_outlives_a_server_that_is_started_anew(served, tmp_path):
     run = tmp_path / "run"
     job = start(run, **served.given, steps=12)
     wait_for_step(run, job)
     served.start_anew()
     status, said = job.wait()
     assert status == 0, said
-    assert said.count("has lost this run's weights; they are sent again") == 1, said
+    assert "tried again" in said, said
+    assert said.count("has lost this run's weights; they are sent again") <= 1, said  # none: it died in an update
     assert len(gaps(run)) == 12
     assert max(gaps(run)) < 1e-4  # of the weights that a server starts with: 1e-2 after one step
 
 
 @pytest.mark.slow
 @needs_vllm
-def test_a_server_that_dies_ends_both_with_a_checkpoint_and_one_message(alone, tmp_path):
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_server_that_dies_ends_both_with_a_checkpoint_and_one_message(sharding, alone, tmp_path):
     run = tmp_path / "run"
-    job = start(run, steps=1000000)
+    job = start(run, steps=1000000, **{"parallel.sharding": sharding})
     wait_for_step(run, job)
     (server,) = [one for one in psutil.Process(job.process.pid).children(recursive=True) if _serves(one)]
     os.killpg(server.pid, signal.SIGKILL)
@@ -175,7 +176,7 @@ def test_a_server_that_dies_ends_both_with_a_checkpoint_and_one_message(alone, t
     done = len(lines(run / "metrics.jsonl"))
     assert (told["status"], told["steps"]) == ("failed", done)
     assert list_checkpoints(run)[-1].name == f"step-{done:06d}"
-    status, said = start(run, steps=done + 1).wait()
+    status, said = start(run, steps=done + 1, **{"parallel.sharding": sharding}).wait()
     assert status == 0, said
     assert difference(run, alone(done + 1)) < done * TOLERANCE
 
