@@ -18,9 +18,16 @@ COMPLETIONS = [[11, 12, 13], [14, 15, 16, 17, 18]]
 NF4 = {"adapter.rank": 4, "adapter.quantize": "nf4"}
 
 
-def test_quantising_without_an_adapter_is_refused():
-    with pytest.raises(ValueError, match=r"set adapter.rank, or leave it out"):
-        Config.model_validate({"adapter": {"quantize": "nf4"}})
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"adapter": {"quantize": "nf4"}}, r"set adapter.rank, or leave it out"),
+        ({"adapter": {"quantize": "nf4", "rank": 4}, "parallel": {"sharding": "full"}}, "packs weights that"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Config.model_validate(settings)
 
 
 def test_that_bitsandbytes_is_missing_is_said(monkeypatch):

@@ -40,7 +40,11 @@ def changed(policy, seed, only=""):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"rollout": {"vllm": {"lora": True}}}, "set adapter.rank, or leave it out"),
+        ({"rollout": {"vllm": {"lora": True}}}, r"set adapter.rank, or leave it out"),
+        (
+            {"rollout": {"vllm": {"lora": True}}, "adapter": {"rank": 4}, "parallel": {"sharding": "full"}},
+            "an adapter that is whole in one process",
+        ),
         ({"rollout": {"vllm": {"lora": True}}, "adapter": {"rank": 513}}, "rank 512 at most, adapter.rank is 513"),
     ],
 )

@@ -81,6 +81,15 @@ class Config(Section):
                 f"keep_best_checkpoints={self.keep_best_checkpoints} needs a score to go by: set evaluation.watch and "
                 "evaluation.every, and checkpoint_every to the same number of steps"
             )
+        if self.parallel.sharding == "full" and self.rollout.vllm.lora:
+            raise ValueError(
+                "rollout.vllm.lora sends an adapter that is whole in one process: leave it out, so that the adapter is "
+                "merged, or set parallel.sharding to none"
+            )
+        if self.parallel.sharding == "full" and self.adapter.quantize:
+            raise ValueError(
+                "adapter.quantize packs weights that parallel.sharding=full would split: leave one of the two out"
+            )
         if self.parallel.sharding == "full" and self.adapter.rank is not None:
             raise ValueError(
                 "parallel.sharding=full does not split a model with an adapter yet: leave one of the two out"
