@@ -265,6 +265,7 @@ def test_of_two_processes_that_find_a_server_started_anew_one_gives_it_the_weigh
     expected = first.generate(PROMPTS, 4, SAMPLING)
     served.process.close()
     served.start(port=int(served.url.rpartition(":")[2]))
+    first._server.persist("waiting for the server", lambda: first._server.get("/version"), longest=1.0)
     pushed, found = [], []
     for engine in (first, second):
         engine._server._http.event_hooks["request"].append(lambda request: pushed.append(request.url.path))

@@ -126,6 +126,7 @@ class Recorder:
         with contextlib.suppress(RunError):
             if isinstance(error, EngineLostError) and self._is_whole():
                 self._save_checkpoint()
+                self._meet()  # whichever process speaks names it
             self.summarise("failed")
         return RunError(f"{error} {describe_last(self.folder.path)}")
 
