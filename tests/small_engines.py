@@ -14,17 +14,18 @@ from luffy.rollout.vllm_server import VllmServerEngine
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13]]
 EOS = (30, 31)
 CONTEXT = 64
+RANK = 4  # of adapters
 TOLERANCE = 1e-4  # log-probs of float32 weights, computed by two libraries
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vLLM is not installed: make test-vllm")
 
 
-def build_policy(seed=0):
+def build_policy(seed=0, context=CONTEXT):
     """Tied embeddings, and heads of a width that vLLM's kernels take."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=40, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=CONTEXT, initializer_range=0.15, tie_word_embeddings=True,
+        num_key_value_heads=1, max_position_embeddings=context, initializer_range=0.15, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=EOS[0],
     )  # fmt: skip
     return LlamaForCausalLM(config).eval()
@@ -37,6 +38,7 @@ def vllm_config(folder, policy, engine="vllm", temperature=1.0, **of_vllm):
             "model": str(folder / "model"),
             "output": str(folder / "run"),
             "data": {"max_prompt_tokens": CONTEXT},
+            "adapter": {"rank": RANK if of_vllm.get("lora") else None},
             "rollout": {
                 "engine": engine,
                 "temperature": temperature,
@@ -46,8 +48,9 @@ def vllm_config(folder, policy, engine="vllm", temperature=1.0, **of_vllm):
     )
 
 
-def open_vllm(folder, policy, engine="vllm", temperature=1.0, **of_vllm):
-    config = vllm_config(folder, policy, engine, temperature, **of_vllm)
+def open_vllm(folder, policy, engine="vllm", temperature=1.0, *, stored=None, **of_vllm):
+    """stored: the model in the folder, where it is not the policy."""
+    config = vllm_config(folder, stored or policy, engine, temperature, **of_vllm)
     kind = VllmEngine if engine == "vllm" else VllmServerEngine
     return kind(config, LoadedModel(policy, None, EOS, 0))
 

@@ -28,7 +28,10 @@ class RunError(LuffyError, RuntimeError):
 
 
 class EngineLostError(RunError):
-    """What generates is gone for good, and the policy is whole: a run leaves a checkpoint before it stops."""
+    """What generates is gone for good, and the policy is whole: a run leaves a checkpoint before it stops.
+
+    Of several processes each raises it at the same place, so that they can save together.
+    """
 
 
 def first_line(error: BaseException, longest: int | None = None) -> str:

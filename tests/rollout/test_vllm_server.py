@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from luffy import load_config, train
@@ -22,7 +24,9 @@ from luffy.policy import LoadedModel
 from luffy.rollout import Sampling
 from luffy.rollout.vllm_buckets import Buckets
 from luffy.rollout.vllm_launch import LaunchedServer, serve_arguments
-from luffy.rollout.vllm_settings import model_settings, named_weights
+from luffy.rollout.vllm_server import VllmServerEngine
+from luffy.rollout.vllm_settings import exhausting, model_settings, named_weights
+from luffy.training.world import World
 from small_engines import EOS, HAS_VLLM, PROMPTS, TOLERANCE, build_policy, gap, needs_vllm, open_vllm, vllm_config
 
 SAMPLING = Sampling(20, seed=3)
@@ -64,6 +68,16 @@ def test_buckets_hold_every_weight_once_within_their_size(tmp_path):
 def test_tied_weights_travel_once():
     assert "lm_head.weight" not in dict(named_weights(build_policy()))
     assert len(dict(named_weights(build_policy()))) == len(list(build_policy().parameters()))
+
+
+def test_an_update_that_fails_asks_for_all_weights_still(tmp_path):
+    """Or the processes that gather them with this one would wait for it."""
+    weights, buckets = named_weights(build_policy()), Buckets(str(tmp_path), 1, "float32")
+    buckets._limit = 20_000
+    buckets.folder.rmdir()
+    with pytest.raises(RunError, match=r"cannot be written.*rollout.vllm.exchange names"), exhausting(weights):
+        buckets.write(weights)
+    assert list(weights) == []
 
 
 def test_a_folder_for_weights_that_is_none(tmp_path):
@@ -236,6 +250,37 @@ def test_a_server_that_dies_while_it_generates_and_comes_back_gets_the_weights_a
     asking.join(900)
     assert found == [[expected] * 10]
     engine.close()
+
+
+@needs_vllm
+def test_of_two_processes_that_find_a_server_started_anew_one_gives_it_the_weights(served, tmp_path, monkeypatch):
+    kept = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(kept.port))
+    turns = [partial(World(rank, 2).turn, "weights") for rank in range(2)]
+    policy = build_policy(5)
+    config, loaded = vllm_config(tmp_path, policy, "vllm_server", server=served.url), LoadedModel(policy, None, EOS, 0)
+    first = VllmServerEngine(config, loaded, turn=turns[0])
+    second = VllmServerEngine(config, loaded, opened=first.opened, turn=turns[1])
+    expected = first.generate(PROMPTS, 4, SAMPLING)
+    served.process.close()
+    served.start(port=int(served.url.rpartition(":")[2]))
+    first._server.persist("waiting for the server", lambda: first._server.get("/version"), longest=1.0)
+    pushed, found = [], []
+    for engine in (first, second):
+        engine._server._http.event_hooks["request"].append(lambda request: pushed.append(request.url.path))
+    asking = [
+        threading.Thread(target=lambda one=one: found.append(one.generate(PROMPTS, 4, SAMPLING)))
+        for one in (first, second)
+    ]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join(900)
+    assert found == [expected] * 2
+    assert pushed.count("/start_weight_update") == 1
+    first.close()
+    second.close()
 
 
 @needs_vllm

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 import luffy
 from luffy import load_config
 from luffy.training.checkpoint import list_checkpoints
+from small_jobs import WAIT, Job, write_recipe
 from small_runs import SMALL
 
 pytestmark = pytest.mark.slow
@@ -29,21 +29,11 @@ LAUNCHERS = {
 SETTINGS = SMALL | {"policy.dtype": "float64", "checkpoint_every": 1, "rollouts_every": 0, "evaluation.every": 0}
 ENDLESS = "steps=1000000"
 TOLERANCE = 1e-4  # of a weight: the norms compute in float32, and AdamW divides by small numbers; weights move by 3e-3
-WAIT = 900  # seconds that something may take on a busy machine
 
 
 @pytest.fixture
 def recipe(tmp_path):
-    path = tmp_path / "small.yaml"
-    tree: dict = {}
-    for key, value in SETTINGS.items():
-        place = tree
-        *sections, name = key.split(".")
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = value
-    path.write_text(yaml.safe_dump(tree))
-    return path
+    return write_recipe(tmp_path / "small.yaml", SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -59,46 +49,6 @@ def alone(tmp_path_factory):
         return load_file(known[case] / file)
 
     return weights
-
-
-class Job:
-    """A launcher that runs, with all that it says."""
-
-    def __init__(self, command, log, **environment):
-        self.log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [*map(str, command)], stdout=file, stderr=subprocess.STDOUT, env=os.environ | environment
-            )
-
-    def ranks(self):
-        """The processes that train, by rank."""
-        found = {}
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if "RANK" in (environment := child.environ()):
-                    found[int(environment["RANK"])] = child
-            except psutil.Error:
-                continue
-        return found
-
-    def wait(self):
-        """Exit status, and what was said on one line."""
-        try:
-            return self.process.wait(WAIT), self.said()
-        finally:
-            self.end()
-
-    def said(self):
-        return " ".join(self.log.read_text().split())
-
-    def end(self):
-        """Kill it, with the processes that it started, if it has not ended."""
-        if self.process.poll() is None:
-            for one in psutil.Process(self.process.pid).children(recursive=True):
-                one.kill()
-            self.process.kill()
-            self.process.wait()
 
 
 def start(launcher, recipe, run, *given):

@@ -179,7 +179,5 @@ def test_shares_sample_what_one_process_samples(size):
 def test_a_number_that_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="processes=4, but 2 were started"):
         _check(2, load_config(overrides={"processes": 4}))
-    with pytest.raises(ConfigError, match="engine=vllm does not serve a run of several processes yet"):
-        _check(2, load_config(overrides={"rollout.engine": "vllm"}))
     with pytest.raises(ConfigError, match="17 processes are more than the problems of a step"):
         _check(17, load_config())

@@ -81,6 +81,17 @@ class Config(Section):
                 f"keep_best_checkpoints={self.keep_best_checkpoints} needs a score to go by: set evaluation.watch and "
                 "evaluation.every, and checkpoint_every to the same number of steps"
             )
+        if self.parallel.sharding == "full" and self.rollout.vllm.lora:
+            raise ValueError(
+                "rollout.vllm.lora sends an adapter that is whole in one process: leave it out, so that the adapter is "
+                "merged, or set parallel.sharding to none"
+            )
+        if self.parallel.sharding == "full" and self.adapter.quantize:
+            raise ValueError(
+                "adapter.quantize packs weights that parallel.sharding=full would split: leave one of the two out"
+            )
+        if self.rollout.vllm.lora and self.adapter.rank is None:
+            raise ValueError("rollout.vllm.lora sends an adapter by itself: set adapter.rank, or leave it out")
         groups = self.problems_per_step
         if (self.processes or 1) > groups:
             raise ValueError(

@@ -155,6 +155,10 @@ class VllmConfig(Section):
         False,
         description="vllm: give its memory to the update while nothing is generated; the weights wait on the host.",
     )
+    lora: bool = Field(
+        False,
+        description="With adapter.rank: vLLM gets the adapter alone after updates, and adds it to the base's products.",
+    )
     server: str | None = Field(
         None, description="vllm_server: address of a running one, such as http://localhost:8000; empty: one is started."
     )
@@ -342,6 +346,16 @@ class AdapterConfig(Section):
         0.0, ge=0, lt=1, description="Dropout before the adapter, in the update alone; 0 learns from what sampled."
     )
     targets: Names = Field((), description="Names of the linear layers that get one; empty: all of the blocks.")
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="nf4: the base's linear layers are held in 4 bits (QLoRA); empty: as policy.dtype says.",
+    )
+
+    @model_validator(mode="after")
+    def _of_a_base(self) -> AdapterConfig:
+        if self.quantize and self.rank is None:
+            raise ValueError("quantize is for the base under an adapter: set adapter.rank, or leave it out")
+        return self
 
 
 class EvaluationConfig(Section):

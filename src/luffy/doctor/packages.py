@@ -36,6 +36,7 @@ OPTIONS = (
         "reasoning-gym", "pip install 'luffy-rl[reasoning-gym]'", "made tasks: `luffy data prepare reasoning-gym:...`"
     ),
     Option("vllm", "pip install vllm", "rollout.engine=vllm, evaluation.engine=vllm: the fast way on a GPU"),
+    Option("bitsandbytes", "pip install 'luffy-rl[qlora]'", "adapter.quantize"),
     Option("tensorboard", "pip install 'luffy-rl[tensorboard]'", "tracker=tensorboard"),
     Option("wandb", "pip install wandb", "tracker=wandb"),
     Option("trackio", "pip install trackio", "tracker=trackio"),

@@ -7,7 +7,7 @@ of the scorer hold. Nothing here is used by a run without `adapter.rank`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,14 @@ from torch import Tensor
 
 from luffy.config import AdapterConfig, nearest
 from luffy.errors import ModelError
+from luffy.policy.quantization import (
+    PACKED,
+    forget_quantization,
+    is_quantized,
+    plain_layer,
+    plain_weight,
+    quantized_layers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,23 +103,40 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
     A model without adapter gives its own, as in `state_dict`. For engines that generate with plain weights.
     """
-    layers = _adapted_layers(model)
+    yield from _plain_weights(model, _merged)
+
+
+def base_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The same without the adapter."""
+    yield from _plain_weights(model, lambda layer: plain_weight(layer.get_base_layer()))
+
+
+def _plain_weights(model: PreTrainedModel, of_layer: Callable[[Any], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    layers, packed = _adapted_layers(model), quantized_layers(model)
     for name, tensor in model.state_dict().items():
+        if packed and PACKED in name:
+            continue
         layer, _, rest = name.partition(".base_layer.")
         if rest == "weight" and layer in layers:
-            yield f"{layer}.weight", _merged(layers[layer])
+            yield f"{layer}.weight", of_layer(layers[layer])
         elif rest:
             yield f"{layer}.{rest}", tensor
+        elif (holder := name.removesuffix(".weight")) in packed:
+            yield name, plain_weight(packed[holder])
         elif not any(part in name for part in (".lora_A.", ".lora_B.")):
             yield name, tensor
 
 
 def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A frozen copy without adapter layers, its weights merged; tied weights stay tied."""
+    """A frozen copy without adapter layers, its weights merged and none in 4 bits; tied weights stay tied."""
     replaced = {id(layer): _merged_layer(layer) for layer in _adapted_layers(model).values()}
+    for name, layer in quantized_layers(model).items():
+        if not name.endswith(".base_layer"):
+            replaced[id(layer)] = plain_layer(layer, plain_weight(layer))
     plain: PreTrainedModel = copy.deepcopy(model, replaced)  # what it finds in `replaced` it does not copy
     if has_adapter(plain):
         del plain.peft_config
+    forget_quantization(plain)
     return plain.requires_grad_(False).eval()
 
 
@@ -186,13 +211,15 @@ def _adapted_layers(model: torch.nn.Module) -> dict[str, Any]:
 @torch.no_grad()
 def _merged(layer: Any) -> Tensor:
     """The weight of a layer with its adapter added, in the precision of the base."""
-    weight: Tensor = layer.get_base_layer().weight
+    weight = plain_weight(layer.get_base_layer())
     delta: Tensor = layer.get_delta_weight(NAME)
     return (weight + delta).to(weight.dtype)
 
 
 def _merged_layer(layer: Any) -> torch.nn.Module:
     base = layer.get_base_layer()
+    if is_quantized(base):
+        return plain_layer(base, _merged(layer))
     plain: torch.nn.Module = copy.copy(base)
     plain._parameters = dict(base._parameters)
     plain._parameters["weight"] = torch.nn.Parameter(_merged(layer), requires_grad=False)

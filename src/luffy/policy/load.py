@@ -15,6 +15,7 @@ import torch
 from luffy.config import PolicyConfig, nearest
 from luffy.errors import ModelError, first_line
 from luffy.files import parse_json
+from luffy.policy.quantization import keep_gradients, loading_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -40,9 +41,10 @@ def model_folder(name: str) -> str:
     return name
 
 
-def load_model(name: str, policy: PolicyConfig) -> LoadedModel:
+def load_model(name: str, policy: PolicyConfig, *, quantize: str | None = None) -> LoadedModel:
     """Load weights and tokenizer, ready to generate (evaluation mode, no dropout in any mode).
 
+    quantize: how the linear layers of the blocks are packed while they are read (see policy/quantization.py).
     Raises ModelError naming the folder and what is missing or refused.
     """
     folder = model_folder(name)
@@ -50,8 +52,10 @@ def load_model(name: str, policy: PolicyConfig) -> LoadedModel:
     device = pick_device(policy.device)
     tokenizer = load_tokenizer(name, trust_remote_code=policy.trust_remote_code)
     _refuse_endless(tokenizer, name)
-    model = _load_weights(folder, name, policy).to(device).eval()
+    model = _load_weights(folder, name, policy, loading_settings(quantize, getattr(torch, policy.dtype), device))
+    model = model.eval() if quantize else model.to(device).eval()
     disable_dropout(model)
+    keep_gradients(model)
     if policy.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     eos_ids = _eos_ids(model, tokenizer)
@@ -96,7 +100,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _load_weights(folder: str, name: str, policy: PolicyConfig) -> PreTrainedModel:
+def _load_weights(folder: str, name: str, policy: PolicyConfig, settings: dict[str, Any]) -> PreTrainedModel:
     """The model with all its weights from the folder. Raises ModelError."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
@@ -111,6 +115,7 @@ def _load_weights(folder: str, name: str, policy: PolicyConfig) -> PreTrainedMod
             use_safetensors=None if policy.allow_pickle else True,
             trust_remote_code=policy.trust_remote_code,
             output_loading_info=True,
+            **settings,
         )
     except ModelError:
         raise

@@ -1,4 +1,4 @@
-"""Weights on their way to a server: safetensors files of limited size in a folder that both sides see.
+"""Weights on their way to a server: safetensors files of limited size in a folder that both sides see, or an adapter.
 
 The newest whole set stays in the folder until the next one replaces it, so that a server that was started anew gets it
 again, whatever the policy has become meanwhile.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,12 @@ import torch
 from safetensors.torch import save_file
 
 from luffy.errors import RunError
+from luffy.files import writing
+from luffy.policy.adapters import save_adapter
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 IN_MEMORY = Path("/dev/shm")  # files there never reach a disk
 
@@ -42,20 +46,35 @@ class Buckets:
         self.files = []
         for old in self.folder.glob("*.safetensors"):
             old.unlink()
-        try:
+        with self._errors():
             for number, bucket in enumerate(self._filled(weights)):
                 name = f"{number:05d}.safetensors"
                 save_file(bucket, self.folder / name)
                 self.files.append(name)
-        except OSError as error:
-            raise RunError(
-                f"the weights for vLLM's server cannot be written to {self.folder} ({error.strerror or error}): "
-                "rollout.vllm.exchange names a folder with room for them, which the server sees too."
-            ) from None
+
+    def write_adapter(self, policy: PreTrainedModel, version: int) -> str:
+        """Write the policy's adapter in place of the one before. Returns its folder. Raises RunError likewise."""
+        for old in self.folder.glob("adapter-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        folder = self.folder / f"adapter-{version}"  # a new one: what vLLM keeps of prompts goes by it
+        with self._errors():
+            save_adapter(folder, policy, "")
+        return str(folder)
 
     def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            with writing(self.folder):
+                yield
+        except RunError as error:
+            raise RunError(
+                f"the weights for vLLM's server: {error} rollout.vllm.exchange names a folder with room for them, "
+                "which the server sees too."
+            ) from None
 
     def _filled(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The weights, as many at a time as a bucket takes, one at least."""

@@ -69,6 +69,10 @@ class VllmServer:
         """What it answers in JSON. Raises ServerTroubleError, or ModelError for what no try can mend."""
         return self._ask("POST", path, body, self.patience)
 
+    def order(self, path: str, body: Mapping[str, Any]) -> None:
+        """The same where nothing but the status counts: the answer may be no JSON."""
+        self._ask("POST", path, body, self.patience, read=False)
+
     def persist(self, what: str, attempt: Callable[[], Answer], longest: float = LONGEST_PAUSE) -> Answer:
         """Try until it works, with growing pauses up to the longest, for as many seconds as the patience has.
 
@@ -95,7 +99,7 @@ class VllmServer:
             self._closed.wait(pause * random.uniform(0.8, 1.0))
             pause = min(2 * pause, longest)
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float, *, read: bool = True) -> Any:
         try:
             response = self._http.request(method, path, json=body, timeout=httpx2.Timeout(seconds, connect=10.0))
         except httpx2.TimeoutException:
@@ -108,7 +112,7 @@ class VllmServer:
         if response.status_code != 200:
             raise ModelError(f"{self.url}{path} answered with status {response.status_code}: {shown(response, SHOWN)}")
         try:
-            return response.json() if response.content else None
+            return response.json() if response.content and read else None
         except ValueError:
             raise ModelError(
                 f"{self.url}{path} answered with something that is not JSON: {shown(response, SHOWN)}"

@@ -4,30 +4,40 @@ Decisions, and why:
 - The engine lives in this process (no core process of vLLM's), so new weights are handed over as tensors, one after the
   other as the policy yields them, through vLLM's public weight-transfer interface with a receiver of ours
   (rollout/vllm_receiver.py). There is no second whole copy on the way, and tied weights come once.
+- An adapter is merged into the weights, or goes by itself (`rollout.vllm.lora`): as a file in memory, which is how vLLM
+  takes it, under a new name for each update. The base comes from the policy, once: it may be quantised.
 - What vLLM keeps of prompts is forgotten after an update: it belongs to the old weights.
 - Each prompt has a seed of its own, made from the seed and the prompt's place in the whole batch.
 - vLLM counts log-probs either before the temperature or after temperature and top-p. Which one is that of the policy at
   the sampling temperature depends on the temperature of the run; where neither is, they are NaN, never a wrong number.
+- Where several processes train, each has a vLLM of its own: vLLM finds their connection and makes itself a group of one
+  on each. They are opened together, as making the groups takes all of them; then none waits for another.
 - Nothing in this process can end a call of vLLM's that hangs. One that takes long is named in the log.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luffy.config import Config
 from luffy.errors import ModelError, RunError, first_line
 from luffy.policy import LoadedModel, model_folder
+from luffy.policy.adapters import base_weights, merged_weights, save_adapter
+from luffy.policy.quantization import is_quantized
 from luffy.rollout.engine import Sampling
+from luffy.rollout.vllm_buckets import IN_MEMORY
 from luffy.rollout.vllm_plugin import BACKEND, register
 from luffy.rollout.vllm_settings import (
     SHOWN,
     completion,
     distinct,
+    exhausting,
     import_vllm,
     knows_logprobs,
     model_settings,
@@ -51,14 +61,22 @@ class VllmEngine:
         self._eos_ids = list(loaded.eos_ids)
         self._lock = threading.Lock()  # weights never change under a completion
         self._whole = True  # False: an update has failed half-way, so weights of two versions may be mixed
-        self._owns_group = not _has_process_group()
+        processes = _connected_processes()
+        self._owns_group = not processes
         self._patience = config.rollout.vllm.patience
         self._sleeps = config.rollout.vllm.sleep
+        self._lora = config.rollout.vllm.lora  # whether the adapter goes by itself
+        self._adapter: Any = None  # the newest, as vLLM knows it; none: what generates is the base
+        self._adapter_folder: tempfile.TemporaryDirectory[str] | None = None  # vLLM may read it again
         self._asleep: set[str] = set()  # what of vLLM's memory is given back
         settings = model_settings(config, loaded)
         self._logprobs_mode = settings["logprobs_mode"]
         vllm = import_vllm("rollout.engine=vllm")
         register()
+        if processes > 1:
+            settings["distributed_executor_backend"] = (
+                "external_launcher"  # by the processes that there are, on their GPU
+            )
         if self._sleeps and loaded.model.device.type == "cpu":
             settings["enable_sleep_mode"] = False  # vLLM refuses it there
             logger.warning("rollout.vllm.sleep: on a CPU vLLM goes to sleep and gives no memory back.")
@@ -69,6 +87,9 @@ class VllmEngine:
             self._llm.init_weight_transfer_engine({"init_info": {}})
         except Exception as error:  # of any of its many parts
             raise ModelError(f"{config.model}: vLLM cannot load it ({first_line(error, SHOWN)}).") from None
+        if self._lora or is_quantized(loaded.model):  # the base that the adapter belongs to, whatever the folder holds
+            with self._errors("vLLM does not take the policy's weights"):
+                self._take_weights(loaded.model)
         self._sleep()
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
@@ -87,7 +108,8 @@ class VllmEngine:
             ]
             with self._errors("vLLM failed while it generated"):
                 self._wake("weights", "kv_cache")
-                outputs = self._llm.generate(requests, settings, use_tqdm=False) if requests else []
+                asked = {"use_tqdm": False, "lora_request": self._adapter}
+                outputs = self._llm.generate(requests, settings, **asked) if requests else []
                 self._sleep()
         known = knows_logprobs(self._logprobs_mode, sampling)
         return [[_completion(one, known=known) for one in output.outputs] * (n // drawn) for output in outputs]
@@ -102,9 +124,10 @@ class VllmEngine:
             self._whole = False
             with self._errors("vLLM does not take the policy's weights"):
                 self._wake("weights")
-                self._llm.start_weight_update()
-                self._llm.update_weights({"update_info": {"weights": named_weights(policy), "last": True}})
-                self._llm.finish_weight_update(str(self.version + 1))
+                if self._lora:
+                    self._take_adapter(policy)
+                else:
+                    self._take_weights(policy)
                 forgotten = self._llm.reset_prefix_cache()
             if not forgotten:
                 raise RunError("vLLM still keeps keys and values of the weights before the update.")
@@ -112,7 +135,10 @@ class VllmEngine:
             self.version += 1
 
     def close(self) -> None:
-        """Free weights and cache; a closed engine stays closed, and another can be opened."""
+        """Free weights and cache; a closed engine stays closed, and another can be opened.
+
+        vLLM takes leave of the other processes for the whole of this one: nothing can be sent to them afterwards.
+        """
         with self._lock:
             if self._llm is None:
                 return
@@ -122,6 +148,25 @@ class VllmEngine:
                 from vllm.distributed import cleanup_dist_env_and_memory
 
                 cleanup_dist_env_and_memory()
+
+    def _take_weights(self, policy: PreTrainedModel) -> None:
+        weights = named_weights(policy, base_weights if self._lora else merged_weights)
+        with exhausting(weights):
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {"weights": weights, "last": True}})
+            self._llm.finish_weight_update(str(self.version + 1))
+
+    def _take_adapter(self, policy: PreTrainedModel) -> None:
+        """Each with a name of its own; the one before goes when the new one has come."""
+        from vllm.lora.request import LoRARequest
+
+        folder = tempfile.TemporaryDirectory(prefix="luffy-adapter-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None)
+        save_adapter(Path(folder.name), policy, "")
+        number = self.version + 1
+        adapter = LoRARequest(f"adapter-{number}", number, folder.name)
+        if not self._llm.llm_engine.add_lora(adapter):
+            raise RunError("the adapter was there before")
+        self._adapter, self._adapter_folder = adapter, folder
 
     def _refuse_unusable(self) -> None:
         if self._llm is None:
@@ -169,7 +214,8 @@ def _completion(output: Any, *, known: bool) -> Completion:
     return completion(ids, logprobs, output.finish_reason, known=known)
 
 
-def _has_process_group() -> bool:
+def _connected_processes() -> int:
+    """How many processes train together; 0 where this one is connected with none."""
     import torch.distributed as distributed
 
-    return distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ class LaunchedServer:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | ENVIRONMENT,
+                    env=_without_processes(os.environ) | ENVIRONMENT | _switches(settings),
                     start_new_session=True,  # so that Ctrl-C reaches the run alone, which still needs it
                 )
         except OSError as error:
@@ -48,9 +50,11 @@ class LaunchedServer:
     def gone(self) -> str | None:
         """Why it will never answer again, if so."""
         status = self._process.poll()
-        if status is None:
-            return None
-        return f"vLLM's server has ended with status {status}; the end of {self.log}: {self._last_words()}"
+        return None if status is None else _ended(f" with status {status}", self.log)
+
+    def seen(self) -> SeenServer:
+        """The server as the other processes of this machine see it."""
+        return SeenServer(self._process.pid, self.log)
 
     def close(self) -> None:
         """End it and what it started."""
@@ -63,21 +67,57 @@ class LaunchedServer:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)  # what it left behind
 
-    def _last_words(self) -> str:
+
+@dataclass(frozen=True, slots=True)
+class SeenServer:
+    """A server that another process of this machine has started."""
+
+    process: int
+    log: Path
+
+    def gone(self) -> str | None:
+        """Why it will never answer again, if so."""
+        import psutil
+
         try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return "it cannot be read."
-        errors = [line for line in lines if " ERROR " in line]
-        said = " ".join((errors or lines or ["nothing"])[-1].split()).rstrip(".")
-        return f"{said}." if len(said) <= 300 else f"...{said[-300:]}."
+            lives = psutil.Process(self.process).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            lives = False
+        return None if lives else _ended("", self.log)
+
+
+def _ended(how: str, log: Path) -> str:
+    return f"vLLM's server has ended{how}; the end of {log}: {_last_words(log)}"
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "it cannot be read."
+    errors = [line for line in lines if " ERROR " in line]
+    said = " ".join((errors or lines or ["nothing"])[-1].split()).rstrip(".")
+    return f"{said}." if len(said) <= 300 else f"...{said[-300:]}."
 
 
 ENVIRONMENT = {
-    "VLLM_SERVER_DEV_MODE": "1",  # or the server has no addresses for new weights
     "VLLM_ENABLE_V1_MULTIPROCESSING": "1",  # the opposite of what an engine in this process sets
     "VLLM_LOGGING_LEVEL": "INFO",  # into a file of its own
 }
+
+
+OF_PROCESSES = re.compile(r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE|NAME)|MASTER_(ADDR|PORT)|TORCHELASTIC_.*)")
+
+
+def _without_processes(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what a launcher tells a training process: the server is none of them, and torch would wait for others."""
+    return {name: value for name, value in environment.items() if not OF_PROCESSES.fullmatch(name)}
+
+
+def _switches(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Without which a server has no addresses for new weights, or for new adapters."""
+    lora = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if settings.get("enable_lora") else {}
+    return {"VLLM_SERVER_DEV_MODE": "1"} | lora
 
 
 def serve_arguments(model: str, settings: Mapping[str, Any]) -> list[str]:
@@ -94,7 +134,8 @@ def serve_arguments(model: str, settings: Mapping[str, Any]) -> list[str]:
 
 def serve_command(model: str, settings: Mapping[str, Any]) -> str:
     """The command that starts such a server by hand."""
-    return f"VLLM_SERVER_DEV_MODE=1 vllm serve {shlex.join(serve_arguments(model, settings))}"
+    switches = " ".join(f"{name}={value}" for name, value in _switches(settings).items())
+    return f"{switches} vllm serve {shlex.join(serve_arguments(model, settings))}"
 
 
 def _free_port() -> int:

@@ -61,7 +61,7 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
         if self._begun:
             self.finish_weight_update()
         self._begun = True
-        self._lacking = {name for name, _ in self.model.named_parameters()}
+        self._lacking = {_plain(name) for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
         else:
             raise ValueError("a bucket without weights")
         loaded = self.model.load_weights(weights)
-        self._lacking -= set(loaded or self._lacking)
+        self._lacking -= {_plain(name) for name in loaded or self._lacking}
         if update_info.last and self._lacking:
             raise ValueError(f"{len(self._lacking)} weights of vLLM's model did not come, {min(self._lacking)} first")
 
@@ -98,12 +98,17 @@ class Receiver(WeightTransferEngine):  # type: ignore[misc]
         return self._folder / file
 
 
+def _plain(name: str) -> str:
+    """As it is called where vLLM has put no adapter around the layer."""
+    return name.replace(".base_layer.", ".")
+
+
 def pack_tied_heads(model: Module) -> None:
     """Pack the output heads anew whose weight is another layer's; does nothing where vLLM keeps no packed copies."""
     first_with: dict[int, Module] = {}
     layer: Any  # of vLLM's classes
     for layer in model.modules():
-        weight = getattr(layer, "weight", None)
+        weight = layer._parameters.get("weight")  # its own: a layer with an adapter shows that of the layer within it
         if weight is None or not weight.numel() or first_with.setdefault(weight.data_ptr(), layer) is layer:
             continue
         if hasattr(layer, "cpu_linear"):

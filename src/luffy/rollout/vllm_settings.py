@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from luffy.config import Config, PolicyConfig
 from luffy.errors import ConfigError, first_line
 from luffy.policy import LoadedModel, context_of, extend_context, model_folder
 from luffy.policy.adapters import merged_weights
+from luffy.policy.sharding import is_split, whole_weights
 from luffy.rollout.engine import Sampling
 from luffy.types import Completion
 
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+Weights = Callable[["PreTrainedModel"], Iterator[tuple[str, "Tensor"]]]
+
 SHOWN = 300  # characters of what vLLM says when it fails
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM makes room
 
 
 def import_vllm(key: str) -> Any:
@@ -55,7 +60,7 @@ def model_settings(config: Config, loaded: LoadedModel) -> dict[str, Any]:
         "trust_remote_code": config.policy.trust_remote_code,
         "hf_overrides": context_overrides(config.model, config.policy),
         "seed": config.seed,
-    }
+    } | _lora_settings(config)
 
 
 def request_settings(n: int, sampling: Sampling, place: int, eos_ids: Sequence[int]) -> dict[str, Any]:
@@ -124,14 +129,41 @@ def context_overrides(model: str, policy: PolicyConfig) -> dict[str, Any]:
     return {key: changed[key] for key in ("max_position_embeddings", "rope_parameters") if key in changed}
 
 
-def named_weights(policy: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of the policy, an adapter merged into them, one at a time; tied ones once."""
-    seen: set[int] = set()
-    own = {weight.data_ptr() for weight in policy.parameters()}  # what is merged is new, and may get a used address
-    for name, weight in merged_weights(policy):
-        if weight.data_ptr() not in seen:
-            seen |= {weight.data_ptr()} & own
+def named_weights(policy: PreTrainedModel, of: Weights = merged_weights) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of the policy, an adapter merged into them, one at a time; tied ones once.
+
+    of: `base_weights` leaves the adapter out.
+    Weights that are split over processes are gathered: all of them must ask for them, to the end (see `exhausting`).
+    """
+    held = policy.state_dict(keep_vars=True)
+    first = {id(weight): name for name, weight in reversed(held.items())}
+    again = held.keys() - set(first.values())
+    for name, weight in whole_weights(policy) if is_split(policy) else of(policy):
+        if name not in again:
             yield name, weight.detach()
+
+
+@contextmanager
+def exhausting(weights: Iterator[tuple[str, Tensor]]) -> Iterator[None]:
+    """Ask for the rest of the weights at the end: who stops half-way leaves those waiting who gather them as well."""
+    try:
+        yield
+    finally:
+        for _ in weights:
+            pass
+
+
+def _lora_settings(config: Config) -> dict[str, Any]:
+    if not config.rollout.vllm.lora:
+        return {}
+    rank = config.adapter.rank or 1
+    room = next((one for one in LORA_RANKS if one >= rank), None)
+    if room is None:
+        raise ConfigError(
+            f"rollout.vllm.lora: vLLM takes adapters of rank {LORA_RANKS[-1]} at most, adapter.rank is {rank}. Leave "
+            "rollout.vllm.lora out, so that the adapter is merged."
+        )
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
 
 
 def _dtype(config: Config, loaded: LoadedModel) -> str:

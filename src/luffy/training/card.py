@@ -70,7 +70,11 @@ def _facts(config: Config, progress: Progress, record: Mapping[str, Any]) -> lis
         *(
             [
                 f"- Adapter: LoRA of rank {config.adapter.rank}, alpha {config.adapter.alpha:g}; merged into these "
-                "weights, and kept beside them in the run's folder `adapter`"
+                "weights, and kept beside them in the run's folder `adapter`",
+                *(
+                    ["- The base was held in 4 bits (nf4); these weights are dequantised"]
+                    * bool(config.adapter.quantize)
+                ),
             ]
             if config.adapter.rank is not None
             else []

@@ -68,7 +68,9 @@ def prepare_data(
     return prepared.problems, traces
 
 
-def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast, *, sharded: bool = False) -> Engine:
+def open_engine(
+    config: Config, loaded: LoadedModel, autocast: Autocast, *, sharded: bool = False, world: World = ALONE
+) -> Engine:
     """What generates: on the policy itself, or on a copy. autocast: type of the update's products, if not its own.
 
     sharded: the policy will be split over processes, so that none could generate with it by itself.
@@ -79,8 +81,9 @@ def open_engine(config: Config, loaded: LoadedModel, autocast: Autocast, *, shar
         return VllmEngine(config, loaded)
     if config.rollout.engine == "vllm_server":
         from luffy.rollout.vllm_server import VllmServerEngine
+        from luffy.training.shared_server import SharedServerEngine
 
-        return VllmServerEngine(config, loaded)
+        return VllmServerEngine(config, loaded) if world.size == 1 else SharedServerEngine(config, loaded, world)
     return TransformersEngine(
         _generating_model(config, loaded.model, autocast, sharded),
         eos_ids=loaded.eos_ids,

@@ -134,6 +134,7 @@ class Recorder:
         with contextlib.suppress(RunError):
             if isinstance(error, EngineLostError) and self._is_whole():
                 self._save_checkpoint()
+                self._meet()  # whichever process speaks names it
             self.summarise("failed")
         return RunError(f"{error} {describe_last(self.folder.path)}")
 
@@ -180,9 +181,9 @@ class Recorder:
         self.progress.problems_drawn, self.progress.solved = row.position, dict(row.visits)
 
     def _is_whole(self) -> bool:
-        """Whether the policy is that of the newest recorded step, and this process may save it by itself."""
+        """Whether the policy is that of the newest recorded step."""
         trained = self.parts.learner.tokens_trained
-        return self.parts.learner.world.size == 1 and self.progress.step > 0 and trained == self.progress.tokens_trained
+        return self.progress.step > 0 and trained == self.progress.tokens_trained
 
     def _count_seconds(self) -> None:
         self.progress.seconds = self._seconds_before + time.perf_counter() - self._began

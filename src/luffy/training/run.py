@@ -64,13 +64,14 @@ class Run:
         """Load model, data and benchmarks; take up the newest whole checkpoint, or evaluate the base."""
         began = time.perf_counter()
         check_adapter(self.config.adapter)
-        loaded = load_model(self.config.model, self.config.policy)
+        loaded = load_model(self.config.model, self.config.policy, quantize=self.config.adapter.quantize)
         if self.config.adapter.rank is not None:
             add_adapter(loaded.model, self.config.adapter, seed=seed_of("adapter", self.config.seed))
         pool = self.graders.pool()
         problems, self.traces = prepare_data(self.config, self.source, loaded, pool.verify_all)
         self.learner = Learner(loaded, self.config, self.world)
-        self.engine = open_engine(self.config, loaded, self.learner.autocast, sharded=self.learner.wrapper.sharded)
+        sharded = self.learner.wrapper.sharded
+        self.engine = open_engine(self.config, loaded, self.learner.autocast, sharded=sharded, world=self.world)
         self.checkpoint, progress = self.world.from_main(self._take_up)
         if self.checkpoint:
             load_weights(self.checkpoint, loaded, self.world)

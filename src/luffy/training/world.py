@@ -136,6 +136,26 @@ class World:
         return {name: sum(one.get(name, 0.0) for one in gathered) for name in names}
 
     @contextmanager
+    def turn(self, what: str) -> Iterator[bool]:
+        """Whether no other process is inside such a turn meanwhile; asked without waiting, by any of them at any time.
+
+        Raises LostProcessError where the machine that keeps count is gone.
+        """
+        if self.size == 1:
+            yield True
+            return
+        key, mine = f"luffy/turn/{what}/{_attempt()}", str(self.rank)
+        with self.lost_are_named():
+            store = _store()
+            ours = store.compare_set(key, "", mine).decode() == mine
+        try:
+            yield ours
+        finally:
+            if ours:
+                with self.lost_are_named():
+                    store.compare_set(key, mine, "")
+
+    @contextmanager
     def lost_are_named(self) -> Iterator[None]:
         """Turn what the libraries raise when a connection ends into a LostProcessError."""
         try:
@@ -160,14 +180,22 @@ def first_to_fail() -> bool:
     """Whether this is the first process of those that train together to say that it fails; the others keep silent."""
     if (started_processes() or 1) == 1:
         return True
-    attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}"
     try:
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
-        )
-        return bool(store.add(f"luffy/failed/{attempt}", 1) == 1)
+        return bool(_store().add(f"luffy/failed/{_attempt()}", 1) == 1)
     except (RuntimeError, KeyError):  # the machine that keeps count is gone, too: each machine speaks once
         return os.environ.get("LOCAL_RANK") == "0"
+
+
+def _store() -> Any:
+    """Where the processes leave word for each other without meeting."""
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=5)
+    )
+
+
+def _attempt() -> str:
+    """Which start of the processes this is: word of an earlier one is still there."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}"
 
 
 def disconnect() -> None:
@@ -184,10 +212,11 @@ def _check(started: int, config: Config) -> None:
             f"`luffy train RECIPE --processes {config.processes}`, or leave processes= out where `accelerate launch` "
             "or torchrun says how many there are."
         )
-    if started > 1 and config.rollout.engine != "transformers":
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", started))
+    if config.rollout.engine == "vllm_server" and not config.rollout.vllm.server and on_this_machine < started:
         raise ConfigError(
-            f"rollout.engine={config.rollout.engine} does not serve a run of several processes yet: train with one "
-            "process, or with rollout.engine=transformers."
+            "rollout.engine=vllm_server would start a server that no other machine reaches: start one by hand that all "
+            "machines reach, and give its address as rollout.vllm.server (docs/engines.md)."
         )
     if started > config.problems_per_step:
         raise ConfigError(
