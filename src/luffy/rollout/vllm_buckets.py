@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from luffy.errors import RunError
 from luffy.files import writing
-from luffy.policy.adapters import save_adapter
+from luffy.policy.adapters import save_adapter, trained_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ class Buckets:
             shutil.rmtree(old, ignore_errors=True)
         folder = self.folder / f"adapter-{version}"  # a new one: what vLLM keeps of prompts goes by it
         with self._errors():
-            save_adapter(folder, policy, "")
+            save_adapter(folder, policy, trained_weights(policy), "")
         return str(folder)
 
     def remove(self) -> None:

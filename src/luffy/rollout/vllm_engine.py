@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from luffy.config import Config
 from luffy.errors import ModelError, RunError, first_line
 from luffy.policy import LoadedModel, model_folder
-from luffy.policy.adapters import base_weights, merged_weights, save_adapter
+from luffy.policy.adapters import base_weights, merged_weights, save_adapter, trained_weights
 from luffy.policy.quantization import is_quantized
 from luffy.rollout.engine import Sampling
 from luffy.rollout.vllm_buckets import IN_MEMORY
@@ -161,7 +161,7 @@ class VllmEngine:
         from vllm.lora.request import LoRARequest
 
         folder = tempfile.TemporaryDirectory(prefix="luffy-adapter-", dir=IN_MEMORY if IN_MEMORY.is_dir() else None)
-        save_adapter(Path(folder.name), policy, "")
+        save_adapter(Path(folder.name), policy, trained_weights(policy), "")
         number = self.version + 1
         adapter = LoRARequest(f"adapter-{number}", number, folder.name)
         if not self._llm.llm_engine.add_lora(adapter):

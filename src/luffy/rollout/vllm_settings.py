@@ -13,7 +13,7 @@ from luffy.config import Config, PolicyConfig
 from luffy.errors import ConfigError, first_line
 from luffy.policy import LoadedModel, context_of, extend_context, model_folder
 from luffy.policy.adapters import merged_weights
-from luffy.policy.sharding import is_split, whole_weights
+from luffy.policy.sharding import gathered
 from luffy.rollout.engine import Sampling
 from luffy.types import Completion
 
@@ -138,7 +138,7 @@ def named_weights(policy: PreTrainedModel, of: Weights = merged_weights) -> Iter
     held = policy.state_dict(keep_vars=True)
     first = {id(weight): name for name, weight in reversed(held.items())}
     again = held.keys() - set(first.values())
-    for name, weight in whole_weights(policy) if is_split(policy) else of(policy):
+    for name, weight in gathered(of(policy), policy):
         if name not in again:
             yield name, weight.detach()
 
