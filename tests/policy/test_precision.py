@@ -48,6 +48,12 @@ def test_the_processor_is_asked_without_an_error():
     assert not precision.multiplies_bfloat16(torch.device("meta"))
 
 
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.bfloat16, "none"), (torch.float32, "bfloat16")])
+def test_rounding_does_not_cost_the_fast_paths(dtype, autocast):
+    paths = Scorer(build_model(dtype=dtype), pad_id=0, chunk_elements=100, autocast=autocast).paths
+    assert (paths.packed, paths.split) == (True, True)
+
+
 def test_scores_in_bfloat16_are_those_of_float32_within_its_rounding():
     model = build_model(dtype=torch.float32)
     rows = [[1, 2, 3]] * 2, [[4, 5, 6, 7], [8, 9]]
