@@ -275,7 +275,7 @@ def real_run() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="fuzz-run-")) / "run"
     overrides = {
         "method": "luffy", "steps": 4, "problems_per_step": 2, "rollout.group_size": 4, "rollouts_every": 2,
-        "evaluation.every": 2, "evaluation.limit": 4, "rollout.max_tokens": 32, "output": str(folder),
+        "evaluation.every": 2, "evaluation.limit": 4, "output": str(folder),
     }  # fmt: skip
     train(load_config(RECIPES / "miniature.yaml", overrides))
     for name in ("checkpoints", "model"):

@@ -58,6 +58,18 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 
 
 @contextmanager
+def taken_as_written(what: Path | str) -> Iterator[None]:
+    """Within the block, what was read has to be as a run writes it: other keys or types are a RunError naming `what`.
+
+    The first error stays its cause, for whoever looks for a fault in the program instead.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise RunError(f"{what}: holds what a run does not write there ({type(error).__name__}: {error}).") from error
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn what the system says when `path` cannot be written into a RunError."""
     try:

@@ -17,7 +17,7 @@ import yaml
 
 from luffy.errors import RunError
 from luffy.evaluation.statistics import Array, Interval, seeds_difference, seeds_interval
-from luffy.files import parse_object, read_lines
+from luffy.files import parse_object, read_lines, taken_as_written
 
 BASE = "base"  # the untrained model, as if it were a method with one seed
 FINISHED = "finished"  # the status of a run that did all its steps
@@ -255,7 +255,9 @@ def read_run(folder: Path, *, method: str | None = None, seed: int | None = None
 
 def _read_evaluations(folder: Path) -> list[Evaluation]:
     """The evaluations of a run, by step, with the outcome of each problem where the samples are on disk."""
-    lines = {(int(line["step"]), str(line["set"])): line for line in read_lines(folder / "evaluations.jsonl")}
+    file = folder / "evaluations.jsonl"
+    with taken_as_written(file):
+        lines = {(int(line["step"]), str(line["set"])): line for line in read_lines(file)}
     not_metrics = {"step", "set", "tokens/trained", "tokens/generated"}
     return [
         Evaluation(
@@ -270,15 +272,17 @@ def _read_evaluations(folder: Path) -> list[Evaluation]:
 
 
 def _read_outcomes(path: Path) -> Outcomes:
-    return {
-        str(line["id"]): sum(bool(sample["correct"]) for sample in samples) / len(samples)
-        for line in read_lines(path)
-        if (samples := line.get("samples"))
-    }
+    with taken_as_written(path):
+        return {
+            str(line["id"]): sum(bool(sample["correct"]) for sample in samples) / len(samples)
+            for line in read_lines(path)
+            if (samples := line.get("samples"))
+        }
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return parse_object(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    with taken_as_written(path):
+        return parse_object(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luffy.comparison.collect import Comparison, Run, is_number
-from luffy.files import read_lines
+from luffy.files import read_lines, taken_as_written
 from luffy.report.embed import embedded_size
 
 MOST_STEPS = 40  # saved steps of a method that are read
@@ -35,7 +35,8 @@ def saved_files(runs: Sequence[Run], kind: str) -> list[tuple[int, Path]]:
     """(step, file) of the first of the runs that has any; kind: `rollouts` or `traces`."""
     for run in runs:
         if found := sorted(run.folder.glob(f"{kind}/step-*.jsonl")):
-            return [(int(path.stem.removeprefix("step-")), path) for path in found]
+            steps = [(path.stem.removeprefix("step-"), path) for path in found]
+            return [(int(step), path) for step, path in steps if step.isdecimal()]  # others are none of a run's
     return []
 
 
@@ -50,7 +51,8 @@ def thinned(items: Sequence[Any], most: int) -> list[Any]:
 def _of_method(method: str, runs: Sequence[Run], budget: int) -> list[dict[str, Any]]:
     steps = []
     for step, path in thinned(saved_files(runs, "rollouts"), MOST_STEPS):
-        groups = [shown_group(line, method, step) for line in read_lines(path)]
+        with taken_as_written(path):
+            groups = [shown_group(line, method, step) for line in read_lines(path)]
         steps.append((groups, sum(map(embedded_size, groups))))
     most = len(steps)
     while most > 2 and sum(size for _, size in thinned(steps, most)) > budget:

@@ -20,7 +20,7 @@ from pathlib import Path
 import jinja2
 
 from luffy.errors import LuffyError, RunError
-from luffy.report.page import read_folders, render
+from luffy.report.page import page_of
 
 HOST = "127.0.0.1"
 WATCHED = ("config.yaml", "summary.json", "metrics.jsonl", "evaluations.jsonl")
@@ -61,7 +61,7 @@ class LivePage:
             version = version_of(self.folders)
             if version != self._version:
                 try:
-                    self._content = render(read_folders(self.folders), live=version).encode()
+                    self._content = page_of(self.folders, live=version).encode()
                     self._version = version
                 except LuffyError as error:
                     return jinja2.Environment(autoescape=True).from_string(WAITING).render(reason=str(error)).encode()

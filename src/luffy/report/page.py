@@ -23,7 +23,7 @@ from luffy.comparison.claims import Role, set_roles
 from luffy.comparison.collect import Comparison, group_runs, is_run, read_comparison, read_run
 from luffy.comparison.verdicts import compare_runs
 from luffy.errors import RunError
-from luffy.files import write_whole
+from luffy.files import taken_as_written, write_whole
 from luffy.report import tables
 from luffy.report.charts import Reach, curve_chart, learned_chart, time_chart, weight_chart
 from luffy.report.curves import Curve, accuracy_curves, style_curves, time_parts, training_curves
@@ -46,7 +46,13 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     folders: run folders, or a folder with METHOD/seed-K in it. Raises RunError where a folder is neither, a file in it
     is broken, or the page cannot be written.
     """
-    return write_whole(output, render(read_folders(folders)).encode())
+    return write_whole(output, page_of(folders).encode())
+
+
+def page_of(folders: Sequence[Path], *, live: str | None = None) -> str:
+    """The HTML of the page about these folders; live: see `render`. Raises RunError as `write_report` does."""
+    with taken_as_written(", ".join(map(str, folders))):  # where no single file can be named
+        return render(read_folders(folders), live=live)
 
 
 def render(comparison: Comparison, *, live: str | None = None) -> str:
