@@ -151,6 +151,32 @@ def test_one_run(tmp_path):
     assert "One finished seed of luffy" in page.text
 
 
+def _with_line(folder, kind, line):
+    path = sorted(folder.glob(f"{kind}/step-*.jsonl"))[0]
+    path.write_text(json.dumps(line) + "\n")
+    return path
+
+
+def test_half_a_surrogate_pair_is_shown_and_no_error(tmp_path):
+    folder = write_run(tmp_path / "r", steps=4, problems=5)
+    _with_line(folder, "rollouts", {"problem": {"id": "a\ud800b", "prompt": "p"}, "rollouts": []})
+    assert any("\\ud800" in json.dumps(group) for group in report_of(folder).values["groups"])
+
+
+@pytest.mark.parametrize("line", [{"rollouts": 3}, {"rollouts": [{"tokens": 3, "logprobs": [1]}]}, {"problem": "p"}])
+def test_a_line_that_no_run_writes_is_named(tmp_path, line):
+    folder = write_run(tmp_path / "r", steps=4, problems=5)
+    path = _with_line(folder, "rollouts", line)
+    with pytest.raises(RunError, match=re.escape(str(path))):
+        report_of(folder)
+
+
+def test_files_that_are_no_step_are_passed_over(tmp_path):
+    folder = write_run(tmp_path / "r", steps=4, problems=5)
+    (folder / "rollouts" / "step-9e9.jsonl").write_text("{}\n")
+    assert report_of(folder).values["groups"]
+
+
 def test_an_unfinished_run_says_so(tmp_path):
     page = report_of(write_run(tmp_path / "r", steps=20, problems=20, until=12))
     assert "stopped after 12 steps; not counted" in page.text

@@ -12,7 +12,7 @@ from luffy.comparison.collect import BASE, Comparison, Outcomes, Run
 from luffy.evaluation.statistics import paired_difference
 from luffy.files import read_lines
 from luffy.report.curves import Curve, Point, point_of, processed, steps_of_set
-from luffy.report.groups import hundredths, saved_files, thinned
+from luffy.report.groups import hundredths, read_groups, saved_files, thinned
 from luffy.report.palette import Look
 
 THIRDS = ("short", "medium", "long")
@@ -63,7 +63,7 @@ def _advantage_curves(comparison: Comparison) -> list[Curve]:
 
 
 def _saved_groups(run: Run) -> Groups:
-    return {step: read_lines(path) for step, path in thinned(saved_files([run], "rollouts"), SHARE_STEPS)}
+    return {step: read_groups(path) for step, path in thinned(saved_files([run], "rollouts"), SHARE_STEPS)}
 
 
 def _identifier(group: Mapping[str, Any]) -> str:

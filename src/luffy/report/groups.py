@@ -40,6 +40,17 @@ def saved_files(runs: Sequence[Run], kind: str) -> list[tuple[int, Path]]:
     return []
 
 
+def read_groups(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of rollouts. Raises RunError where problem and rollouts are none."""
+    lines = read_lines(path)
+    with taken_as_written(path):
+        for line in lines:
+            parts = [line.get("problem") or {}, *(line.get("rollouts") or ())]
+            if not all(isinstance(part, dict) for part in parts):
+                raise TypeError("a problem and rollouts are objects")
+    return lines
+
+
 def thinned(items: Sequence[Any], most: int) -> list[Any]:
     """At most so many of the items, evenly, with the first and the last; most: > 0."""
     if len(items) <= most:
@@ -52,7 +63,7 @@ def _of_method(method: str, runs: Sequence[Run], budget: int) -> list[dict[str, 
     steps = []
     for step, path in thinned(saved_files(runs, "rollouts"), MOST_STEPS):
         with taken_as_written(path):
-            groups = [shown_group(line, method, step) for line in read_lines(path)]
+            groups = [shown_group(line, method, step) for line in read_groups(path)]
         steps.append((groups, sum(map(embedded_size, groups))))
     most = len(steps)
     while most > 2 and sum(size for _, size in thinned(steps, most)) > budget:

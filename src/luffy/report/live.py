@@ -61,7 +61,7 @@ class LivePage:
             version = version_of(self.folders)
             if version != self._version:
                 try:
-                    self._content = page_of(self.folders, live=version).encode()
+                    self._content = page_of(self.folders, live=version)
                     self._version = version
                 except LuffyError as error:
                     return jinja2.Environment(autoescape=True).from_string(WAITING).render(reason=str(error)).encode()

@@ -46,13 +46,14 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     folders: run folders, or a folder with METHOD/seed-K in it. Raises RunError where a folder is neither, a file in it
     is broken, or the page cannot be written.
     """
-    return write_whole(output, page_of(folders).encode())
+    return write_whole(output, page_of(folders))
 
 
-def page_of(folders: Sequence[Path], *, live: str | None = None) -> str:
+def page_of(folders: Sequence[Path], *, live: str | None = None) -> bytes:
     """The HTML of the page about these folders; live: see `render`. Raises RunError as `write_report` does."""
     with taken_as_written(", ".join(map(str, folders))):  # where no single file can be named
-        return render(read_folders(folders), live=live)
+        page = render(read_folders(folders), live=live)
+    return page.encode(errors="backslashreplace")  # half a surrogate pair in a text has no bytes of its own
 
 
 def render(comparison: Comparison, *, live: str | None = None) -> str:
