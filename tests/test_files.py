@@ -99,3 +99,9 @@ def test_a_bug_of_ours_keeps_its_own_error(tmp_path):
     with pytest.raises(ZeroDivisionError):
         write_folder_whole(tmp_path / "folder", lambda folder: 1 / 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_surrogate_pair_is_written_and_read_as_it_was(tmp_path):
+    lines = [{"text": "a\ud800b", "other": "\u2028é"}]
+    write_lines(tmp_path / "lines.jsonl", lines)
+    assert read_lines(tmp_path / "lines.jsonl") == lines

@@ -114,7 +114,8 @@ def remove(path: Path) -> None:
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON-lines file in one go. Raises RunError when it cannot be written."""
-    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_whole(path, text.encode(errors="backslashreplace"))  # half a surrogate pair stays the escape that it was
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:

@@ -171,6 +171,13 @@ def test_a_line_that_no_run_writes_is_named(tmp_path, line):
         report_of(folder)
 
 
+def test_a_configuration_nested_too_deeply_is_named(tmp_path):
+    folder = write_run(tmp_path / "r", steps=4, problems=5)
+    (folder / "config.yaml").write_text("config: " + "[" * 3000)
+    with pytest.raises(RunError, match=r"config\.yaml: not valid YAML"):
+        report_of(folder)
+
+
 def test_files_that_are_no_step_are_passed_over(tmp_path):
     folder = write_run(tmp_path / "r", steps=4, problems=5)
     (folder / "rollouts" / "step-9e9.jsonl").write_text("{}\n")
