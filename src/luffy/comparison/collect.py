@@ -290,7 +290,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, or a date that there is not
         raise RunError(f"{path}: not valid YAML ({error}).") from None
     if not isinstance(document, dict):
         raise RunError(f"{path}: expected a mapping, got {type(document).__name__}.")

@@ -157,7 +157,7 @@ def _refuse_stale(job: Job) -> None:
     try:
         record = yaml.safe_load((job.folder / "config.yaml").read_text(encoding="utf-8"))
         differing = differing_keys(Config.model_validate(record["config"]), job.config)
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
         what_to_do = "delete the folder or choose another --output"
         raise RunError(f"{job.folder}/config.yaml: cannot be read; {what_to_do}.") from None
     if differing:

@@ -131,6 +131,6 @@ def _record(path: Path) -> dict[str, Any]:
     """What the run wrote down when it began; empty where it cannot be read."""
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return record if isinstance(record, dict) else {}
