@@ -14,6 +14,14 @@ def test_mutations_are_sound_or_said(kind):
     assert outcomes.count("sound") > 10
 
 
+FOUND = [("report", 982), ("report", 2331), ("run folder", 1948), ("run folder", 2461)]  # and mended
+
+
+@pytest.mark.parametrize(("kind", "number"), FOUND)
+def test_what_was_found_stays_mended(kind, number):
+    assert not fuzz.try_case(kind, number, 0).startswith("finding")
+
+
 def test_a_finding_would_be_noticed(monkeypatch):
     def broken(draw, folder):
         raise KeyError("step")

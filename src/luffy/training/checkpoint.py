@@ -168,8 +168,8 @@ def find_damage(checkpoint: Path) -> str | None:
         try:
             if _digest(checkpoint / name) != digest:
                 return f"{name} is not as it was written"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror or error}"
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            return f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
     return None
 
 
