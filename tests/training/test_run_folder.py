@@ -240,11 +240,9 @@ def save(path, trained, step, keep=2, best=0, scores=()):
     save_checkpoint(path, loaded, WholeState.of(learner), progress, Retention(keep, best, dict(scores)))
 
 
-def test_a_checkpoint_holds_everything(tmp_path, trained):
+def assert_restores(checkpoint, trained):
+    """Another model takes up the weights and moments of the checkpoint; it and its learner are returned."""
     loaded, learner = trained
-    save(tmp_path, trained, 3)
-    checkpoint = find_checkpoint(tmp_path)
-    assert read_progress(checkpoint) == Progress(step=3, tokens_trained=30)
     other = LoadedModel(build_model(dtype=torch.float32, seed=9), None, (2,), 0)
     again = Learner(other, learner.config)
     load_weights(checkpoint, other)
@@ -255,26 +253,25 @@ def test_a_checkpoint_holds_everything(tmp_path, trained):
         state, restored = learner.optimizer.state[one], again.optimizer.state[two]
         assert set(state) == set(restored)
         assert all(torch.equal(state[name], restored[name]) for name in state)
+    return other, again
+
+
+def test_a_checkpoint_holds_everything(tmp_path, trained):
+    save(tmp_path, trained, 3)
+    checkpoint = find_checkpoint(tmp_path)
+    assert read_progress(checkpoint) == Progress(step=3, tokens_trained=30)
+    assert_restores(checkpoint, trained)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is")  # processes of their own: test_process_failures.py
 def test_a_checkpoint_in_parts_holds_everything_and_its_damage_is_named(tmp_path, trained, monkeypatch):
     monkeypatch.setattr("luffy.training.parts.FILE_BYTES", 20_000)
-    loaded, learner = trained
+    _, learner = trained
     save_in_parts(tmp_path, learner, Progress(step=3), Retention(2), {"a": 1})
     checkpoint = find_checkpoint(tmp_path)
     assert {path.suffix for path in (checkpoint / "parts").iterdir()} == {".safetensors"}
     assert (read_progress(checkpoint).step, read_ahead(checkpoint), find_damage(checkpoint)) == (3, {"a": 1}, None)
-    other = LoadedModel(build_model(dtype=torch.float32, seed=9), None, (2,), 0)
-    again = Learner(other, learner.config)
-    load_weights(checkpoint, other)
-    again.start_phase("sft", 0, 10)
-    load_optimizer(checkpoint, again)
-    for one, two in zip(loaded.model.parameters(), other.model.parameters(), strict=True):
-        assert torch.equal(one, two)
-        state, restored = learner.optimizer.state[one], again.optimizer.state[two]
-        assert set(state) == set(restored)
-        assert all(torch.equal(state[name], restored[name]) for name in state)
+    other, again = assert_restores(checkpoint, trained)
     part, *others = (checkpoint / "parts").iterdir()
     assert others
     flip_a_bit(part)
