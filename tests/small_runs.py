@@ -2,10 +2,11 @@
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from luffy import load_config
+from luffy import load_config, train
 
 SMALL = {
     "steps": 4,
@@ -31,6 +32,18 @@ SMALL = {
 def small(path, **overrides):
     """The configuration of a run of four small steps."""
     return load_config(overrides=SMALL | {"output": str(path)} | overrides)
+
+
+def train_interrupted(config, step):
+    """Train until Ctrl-C after a step, then go on to the end with the same configuration."""
+
+    def cut(done, steps, metrics):
+        if done == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, on_step=cut)
+    train(config)
 
 
 def lines(path):

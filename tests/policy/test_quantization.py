@@ -11,7 +11,7 @@ from luffy import ModelError, load_config, train
 from luffy.config import AdapterConfig, Config, PolicyConfig
 from luffy.policy import Scorer, load_model, model_folder
 from luffy.policy.adapters import add_adapter, base_weights, merged_weights, plain_copy
-from small_runs import assert_same_run, lines, small
+from small_runs import assert_same_run, lines, small, train_interrupted
 
 PROMPTS = [[5, 6, 7, 8], [9, 10]]
 COMPLETIONS = [[11, 12, 13], [14, 15, 16, 17, 18]]
@@ -119,12 +119,6 @@ def test_a_run_leaves_a_plain_model_that_its_card_explains(whole):
 
 
 def test_a_run_goes_on_bitwise(whole, tmp_path):
-    def cut(step, steps, metrics):
-        if step == 3:
-            raise KeyboardInterrupt
-
     config = small(tmp_path, checkpoint_every=2, **NF4, **{"objective.kl_coefficient": 0.1})
-    with pytest.raises(KeyboardInterrupt):
-        train(config, on_step=cut)
-    train(config)
+    train_interrupted(config, 3)
     assert_same_run(tmp_path, whole)

@@ -8,7 +8,7 @@ from luffy import load_config, train
 from luffy.policy import load_model, model_folder
 from luffy.policy.adapters import add_adapter
 from luffy.training.learner import Learner
-from small_runs import assert_same_run, lines, small
+from small_runs import assert_same_run, lines, small, train_interrupted
 
 pytest.importorskip("peft")
 
@@ -41,14 +41,8 @@ def test_what_generates_is_the_adapted_model(whole):
 
 @pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_run_with_an_adapter_goes_on_bitwise(stop_after, whole, tmp_path):
-    def cut(step, steps, metrics):
-        if step == stop_after:
-            raise KeyboardInterrupt
-
     config = small(tmp_path, checkpoint_every=2, **RANK, **{"objective.kl_coefficient": 0.1})
-    with pytest.raises(KeyboardInterrupt):
-        train(config, on_step=cut)
-    train(config)
+    train_interrupted(config, stop_after)
     assert_same_run(tmp_path, whole)
     ours, theirs = (load_file(path / "adapter/adapter_model.safetensors") for path in (tmp_path, whole))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
