@@ -10,7 +10,6 @@ import torch
 
 from tiny_models import build_model
 
-
 torch.set_num_threads(1)  # for fixtures that outlive a test and so come before the one below
 
 

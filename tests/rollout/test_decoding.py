@@ -5,9 +5,11 @@ import logging
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from workload import norm_in_its_own_precision
 
 from luffy.rollout import Sampling, TransformersEngine, draw_tokens
-from luffy.rollout.decoding import PlainDecoder, SharedPromptDecoder
+from luffy.rollout.decoding import LeanDecoder, PlainDecoder, SharedPromptDecoder
+from luffy.rollout.lean import ARCHITECTURES, LeanForward
 from tiny_models import VOCABULARY
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11, 5], [12, 13]]
@@ -20,6 +22,15 @@ SHAPE = {
 WINDOWS = ["sliding_attention", "full_attention"] * 2
 FAST = {
     "llama": {},
+    "llama, biases": {"attention_bias": True, "mlp_bias": True},
+    "llama, stretched positions": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 100.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
     "llama, one key head, tied": {"num_key_value_heads": 1, "tie_word_embeddings": True},
     "qwen2, tied": {"tie_word_embeddings": True},
     "qwen2, mixed windows": {"use_sliding_window": True, "sliding_window": 5, "layer_types": WINDOWS},
@@ -32,6 +43,7 @@ FAST = {
     "phi3": {},
     "granite": {"attention_multiplier": 0.3},
 }
+LEAN = [kind for kind in FAST if kind.split(",")[0] in ARCHITECTURES]
 PLAIN = {
     "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8},  # caps the products of its attention
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False},  # convolutions
@@ -39,8 +51,8 @@ PLAIN = {
 }
 
 
-def build(kind, dtype=torch.float64):
-    name, special = kind.split(",")[0], {**FAST, **PLAIN}[kind]
+def build(kind, dtype=torch.float64, **more):
+    name, special = kind.split(",")[0], {**FAST, **PLAIN}[kind] | more
     known = CONFIG_MAPPING[name]()
     shape = {key: value for key, value in SHAPE.items() if hasattr(known, key)}
     torch.manual_seed(0)
@@ -78,13 +90,55 @@ def check(model, sampling, **options):
     return engine
 
 
-@pytest.mark.parametrize("short", [0, 64], ids=["shared prompts", "copied prompts"])
+@pytest.mark.parametrize("short", [0, 10**6], ids=["shared prompts", "copied prompts"])
 @pytest.mark.parametrize("batch_tokens", [10**6, 230], ids=["together", "entering as others leave"])
 @pytest.mark.parametrize("kind", FAST)
 def test_the_fast_path_equals_recomputation(kind, batch_tokens, short, monkeypatch):
     monkeypatch.setattr("luffy.rollout.cache.SHORT", short)
     engine = check(build(kind), Sampling(20, seed=3), batch_tokens=batch_tokens)
+    assert engine._decoder is (LeanDecoder if kind in LEAN else SharedPromptDecoder)
+
+
+@pytest.mark.parametrize("short", [0, 10**6], ids=["shared prompts", "copied prompts"])
+@pytest.mark.parametrize("kind", LEAN)
+def test_by_its_own_forward_pass_a_lean_model_says_the_same(kind, short, monkeypatch):
+    monkeypatch.setattr("luffy.rollout.cache.SHORT", short)
+    monkeypatch.setattr("luffy.rollout.lean.ARCHITECTURES", ())
+    engine = check(build(kind), Sampling(20, seed=3), batch_tokens=230)
     assert engine._decoder is SharedPromptDecoder
+
+
+def test_a_few_tokens_are_decoded_by_its_own_forward_pass(monkeypatch):
+    engine = check(build("llama"), Sampling(20, seed=3))
+    monkeypatch.setattr(LeanForward, "__call__", None)
+    engine.generate(PROMPTS, 2, Sampling(4))
+
+
+class Another(torch.nn.SiLU):
+    """As adapters and quantised weights are: a class of neither library."""
+
+
+CHANGES = {
+    "a hook": lambda model: model.model.layers[1].mlp.register_forward_hook(lambda module, given, output: 2 * output),
+    "a forward of its own": lambda model: setattr(model.lm_head, "forward", lambda states: -states[..., :1] * 3),
+    "another class": lambda model: setattr(model.model.layers[0].mlp, "act_fn", Another()),
+    "another norm": norm_in_its_own_precision,
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "positions that depend on the length"])
+def test_a_changed_model_is_not_decoded_leanly(change):
+    dynamic = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+    model = build("llama") if change in CHANGES else build("llama", rope_parameters=dynamic)
+    LeanForward(build("llama"))
+    CHANGES.get(change, lambda model: None)(model)
+    with pytest.raises(NotImplementedError):
+        LeanForward(model)
+
+
+def test_a_lean_pass_that_differs_is_not_used(monkeypatch):
+    monkeypatch.setattr("luffy.rollout.lean._Layer._turned", lambda self, heads, cosine, sine: heads)
+    assert check(build("llama"), Sampling(20, seed=3))._decoder is SharedPromptDecoder
 
 
 @pytest.mark.parametrize("kind", PLAIN)
@@ -101,7 +155,7 @@ def test_other_ways_of_sampling(sampling):
     check(build("qwen3"), sampling, batch_tokens=230)
 
 
-@pytest.mark.parametrize("short", [0, 64], ids=["shared prompts", "copied prompts"])
+@pytest.mark.parametrize("short", [0, 10**6], ids=["shared prompts", "copied prompts"])
 def test_own_tokens_beyond_a_block(short, monkeypatch):
     monkeypatch.setattr("luffy.rollout.cache.SHORT", short)
     monkeypatch.setattr("luffy.rollout.cache.BLOCK", 3)

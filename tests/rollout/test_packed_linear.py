@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from luffy.policy.precision import multiplies_bfloat16
 from luffy.rollout import Sampling, TransformersEngine
-from luffy.rollout.packed_linear import LEAST_TOKENS, _gains, _has_onednn, packed_linears
+from luffy.rollout.packed_linear import LEAST_TOKENS, _gains, _has_onednn, joined, packed_linears
 
 pytestmark = pytest.mark.skipif(not _has_onednn(), reason="torch comes without oneDNN")
 PROMPT = [5, 9, 301, 7]
@@ -115,3 +115,20 @@ def test_each_generation_takes_the_weights_of_the_moment(model: LlamaForCausalLM
     changed.load_state_dict(model.state_dict())
     fresh = TransformersEngine(changed, eos_ids=[0], pad_id=0).generate([PROMPT], 1, sampling)[0][0]
     assert after.token_ids == fresh.token_ids != before.token_ids
+
+
+@pytest.mark.parametrize("size", [8, 512], ids=["small", "packed"])
+@pytest.mark.parametrize("biases", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("largest", [0, 2**22], ids=["one after the other", "as one"])
+@torch.no_grad()
+def test_joined_layers_give_their_outputs_side_by_side(
+    size: int, biases: tuple[bool, ...], dtype: torch.dtype, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luffy.rollout.packed_linear.LARGEST_COPY", largest)
+    layers = [nn.Linear(size, size * place, bias, dtype=dtype) for place, bias in enumerate(biases, 1)]
+    rows = torch.randn(5, size, dtype=dtype)
+    product = joined(layers)
+    expected = torch.cat([layer(rows) for layer in layers], dim=-1)
+    torch.testing.assert_close(product(rows), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(joined(layers[1:])(rows), layers[1](rows), rtol=1e-5, atol=1e-5)

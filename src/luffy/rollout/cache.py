@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 BLOCK = 64  # tokens by which the buffers grow
-SHORT = 64  # prompts up to this length are copied to their rows
+SHORT = 4096  # tokens of all rows: up to here, prompts are copied to their rows
 
 
 class RolloutCache(Cache):  # type: ignore[misc]  # of a library without types
@@ -42,6 +43,11 @@ class RolloutCache(Cache):  # type: ignore[misc]  # of a library without types
         """Drop rows; stay: [rows], whether a row stays."""
         parts = zip(self.waves, stay.split([wave.rows for wave in self.waves]), strict=True)
         self.waves = [wave for wave, part in parts if wave.keep(part)]
+
+    @property
+    def reach(self) -> int:
+        """The position of the next token of the longest row."""
+        return max((wave.longest + wave.layers[0].appended for wave in self.waves), default=0)
 
     def get_seq_length(self, _layer_idx: int = 0) -> int:
         """The length of the longest row, for models that ask; the positions are given to them."""
@@ -65,12 +71,11 @@ class RolloutCache(Cache):  # type: ignore[misc]  # of a library without types
         """Attention of one layer; see `AttentionPlan.attend`. Raises NotImplementedError where keys are not its own."""
         if self._current is None or self._current[0] is not key or self._current[1] is not value:
             raise NotImplementedError("a layer attends to other keys than those that it has just stored")
-        layer = self._current[2]
-        query = query * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+        layer, scale = self._current[2], scaling if scaling is not None else query.shape[-1] ** -0.5
         if len(self.waves) == 1:
-            return self.waves[0].attend(layer, query, sliding_window)
+            return self.waves[0].attend(layer, query, scale, sliding_window)
         parts = zip(self.waves, query.split([wave.rows for wave in self.waves]), strict=True)
-        return torch.cat([wave.attend(layer, part, sliding_window) for wave, part in parts])
+        return torch.cat([wave.attend(layer, part, scale, sliding_window) for wave, part in parts])
 
 
 class Wave:
@@ -83,12 +88,12 @@ class Wave:
     def __init__(self, prefilled: DynamicCache, mask: Tensor, n: int) -> None:
         """See `RolloutCache.add`."""
         self.longest = mask.shape[1]
-        self._shared = self.longest > SHORT  # whether a prompt's rows share its keys
+        self._shared = self.longest * len(mask) * n > SHORT  # whether a prompt's rows share its keys
         self.layers = [LayerStore(layer, n, shared=self._shared) for layer in prefilled.layers]
         precision = self.layers[0].prompt_keys.dtype
         padding = torch.zeros(mask.shape, dtype=_score_dtype(precision), device=mask.device)
         padding = padding.masked_fill(mask == 0, -torch.inf)[:, None]
-        padding = padding if self._shared else padding.repeat_interleave(n, dim=0)
+        padding = padding if self._shared else padding.to(precision).repeat_interleave(n, dim=0)
         self._padding = None if bool(mask.all()) else padding  # [prompts or rows, 1, tokens]
         self._prompt = torch.arange(len(mask), device=mask.device).repeat_interleave(n)  # [rows], of each row
         self._prompts, self._places = mask.shape[0], n
@@ -104,45 +109,57 @@ class Wave:
         kept = torch.nonzero(stay).squeeze(-1)
         if 0 < len(kept) < self.rows:
             self._prompt = self._prompt[kept]
-            prompts, self._prompt, counts = torch.unique_consecutive(
-                self._prompt, return_inverse=True, return_counts=True
-            )
+            prompts = self._without_empty_prompts() if self._shared else None
             for layer in self.layers:
-                layer.keep(kept, prompts if len(prompts) < self._prompts else None)
-            if self._padding is not None:
-                self._padding = self._padding[prompts if self._shared else kept]
-            self._prompts, self._places = len(prompts), int(counts.max())
-            starts = counts.cumsum(0) - counts
-            place = torch.arange(len(kept), device=kept.device) - starts[self._prompt]
-            self._slot = self._prompt * self._places + place
-            if len(self._slot) == self._prompts * self._places:
-                self._slot = None
+                layer.keep(kept, prompts)
+            left = prompts if self._shared else kept
+            if self._padding is not None and left is not None:
+                self._padding = self._padding[left]
         return len(kept) > 0
 
-    def attend(self, layer: int, query: Tensor, sliding_window: int | None) -> Tensor:
+    def _without_empty_prompts(self) -> Tensor | None:
+        """Give the rows new slots, none for prompts without rows. The prompts that are left; None: all."""
+        before = self._prompts
+        prompts, self._prompt, counts = torch.unique_consecutive(self._prompt, return_inverse=True, return_counts=True)
+        self._places = int(counts.max())
+        starts = counts.cumsum(0) - counts
+        place = torch.arange(self.rows, device=starts.device) - starts[self._prompt]
+        self._slot = self._prompt * self._places + place
+        self._prompts = len(prompts)
+        if self.rows == self._prompts * self._places:
+            self._slot = None
+        return prompts if self._prompts < before else None
+
+    def attend(self, layer: int, query: Tensor, scale: float, sliding_window: int | None) -> Tensor:
         """Attention of each row's newest token. query: [rows, heads, 1, width]. Returns [rows, 1, heads, width]."""
         store = self.layers[layer]
         if sliding_window is not None and sliding_window != store.window:
             raise NotImplementedError("a layer attends within a window that its configuration does not name")
-        if store.visible_of_prompt() == 0:
-            return self._attend_to_own(store, query)
-        return self._attend_to_both(store, query)
+        visible = store.visible_of_prompt()
+        grouped = query.reshape(len(query), store.key_heads, -1, query.shape[-1])  # the queries of each key head
+        if visible == 0:
+            output = self._attend_to_own(store, grouped, scale)
+        else:
+            output = self._attend_to_both(store, grouped * scale, visible)
+        return output.reshape(len(query), 1, query.shape[1], -1)
 
-    def _attend_to_own(self, store: LayerStore, query: Tensor) -> Tensor:
+    def _attend_to_own(self, store: LayerStore, grouped: Tensor, scale: float) -> Tensor:
         """Attention to what each row stores for itself; where prompts are short, they are among it."""
-        keys, values = (one.flatten(0, 1) for one in store.own())  # [rows x key heads, tokens, width]
-        scores = _products(query.reshape(len(keys), -1, query.shape[-1]), keys)
-        first = self.longest + store.appended - scores.shape[-1]  # how many tokens a window has left behind
-        if self._padding is not None and not self._shared and first < self.longest:
-            of_rows = scores.view(len(query), -1, scores.shape[-1])
-            of_rows[..., : self.longest - first] += self._padding[..., first:]
-        output = torch.softmax(scores, dim=-1).to(values.dtype) @ values
-        return output.view(len(query), 1, query.shape[1], -1)
+        keys, values = store.own()
+        return scaled_dot_product_attention(grouped, keys, values, self._mask(store, keys.shape[2]), scale=scale)
 
-    def _attend_to_both(self, store: LayerStore, query: Tensor) -> Tensor:
-        """Attention to a shared prompt and to each row's own tokens."""
-        (keys, values), visible = store.own(), store.visible_of_prompt()
-        grouped = query.reshape(len(query), keys.shape[1], -1, query.shape[-1])  # the queries of each key head
+    def _mask(self, store: LayerStore, tokens: int) -> Tensor | None:
+        """Of a row's newest tokens, -inf where they are padding: [rows, 1, 1, tokens]; None: none of them is."""
+        last = self.longest + store.appended
+        if self._padding is None or self._shared or last - tokens >= self.longest:
+            return None
+        if last > self._padding.shape[-1]:
+            self._padding = pad(self._padding, (0, last + BLOCK - self._padding.shape[-1]))
+        return self._padding[:, None, :, last - tokens : last]
+
+    def _attend_to_both(self, store: LayerStore, grouped: Tensor, visible: int) -> Tensor:
+        """Attention to the last tokens of a shared prompt, and to each row's own."""
+        keys, values = store.own()
         prompt_keys, prompt_values = store.prompt_keys[:, :, -visible:], store.prompt_values[:, :, -visible:]
         prompt_scores = _products(self._to_slots(grouped), prompt_keys)
         if self._padding is not None:
@@ -150,8 +167,7 @@ class Wave:
         scores = torch.cat([self._to_rows(prompt_scores), _products(grouped, keys)], dim=-1)
         weights = torch.softmax(scores, dim=-1).to(values.dtype)
         output = self._to_rows(self._to_slots(weights[..., :visible]) @ prompt_values)
-        output = output + weights[..., visible:] @ values
-        return output.reshape(len(query), 1, query.shape[1], -1)
+        return output + weights[..., visible:] @ values
 
     def _to_slots(self, of_rows: Tensor) -> Tensor:
         """[rows, key heads, queries, width] to [prompts, key heads, places x queries, width]; empty slots hold 0."""
@@ -186,6 +202,11 @@ class LayerStore:
             self.prompt_keys, self.prompt_values = keys[:, :, :0], values[:, :, :0]
         self._begin, self._end = 0, own  # the columns of own tokens that are in reach
         self.appended = 0  # tokens after the prompt, those that a window has left behind included
+
+    @property
+    def key_heads(self) -> int:
+        """How many heads keys have."""
+        return int(self._keys.shape[1])
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Store one token a row: [rows, key heads, 1, width]."""

@@ -1,6 +1,7 @@
-"""From prompts and drawn tokens to the next logits: two ways that give the same numbers.
+"""From prompts and drawn tokens to the next logits: three ways that give the same numbers.
 
-`SharedPromptDecoder` is fast and takes models whose layers are plain attention; `PlainDecoder` takes any model.
+`LeanDecoder` is the fastest and takes some architectures on a CPU, `SharedPromptDecoder` takes models whose layers are
+plain attention, and `PlainDecoder` any model.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from luffy.errors import first_line
 from luffy.policy.attention import no_mask, plan_attention
 from luffy.rollout.cache import RolloutCache, takes
+from luffy.rollout.lean import LeanForward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,6 +28,10 @@ class Decoder(Protocol):
     """Rows in the middle of their completions."""
 
     joins: bool  # whether prompts may be added while others are decoded
+
+    def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
+        """pad_id: the token that fills up shorter prompts."""
+        ...
 
     def prefill(self, prompts: Sequence[Sequence[int]], n: int) -> Tensor:
         """Add n rows for each prompt behind those that are there. Returns their logits [prompts * n, vocabulary]."""
@@ -75,6 +81,19 @@ class SharedPromptDecoder:
         self._cache.keep(stay)
 
 
+class LeanDecoder(SharedPromptDecoder):
+    """Decodes in fewer calls than the model's own forward pass, with the weights of the moment; see `LeanForward`."""
+
+    def __init__(self, model: PreTrainedModel, pad_id: int) -> None:
+        """Raises NotImplementedError for a model that `LeanForward` does not take."""
+        super().__init__(model, pad_id)
+        self._forward = LeanForward(model)
+
+    def decode(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """See `Decoder.decode`."""
+        return self._forward(tokens, positions, self._cache)
+
+
 class PlainDecoder:
     """The model's own cache and attention, with a mask where prompts are of different lengths."""
 
@@ -113,24 +132,24 @@ class PlainDecoder:
         self._cache.reorder_cache(rows)
 
 
-def pick_decoder(
-    model: PreTrainedModel, prompt: Sequence[int], pad_id: int
-) -> type[SharedPromptDecoder] | type[PlainDecoder]:
-    """The fast decoder where the model takes it and says the same as with the plain one; the latter is logged."""
-    if not plan_attention(model):
-        reason = f"its attention is {model.config._attn_implementation}, not the replaceable sdpa"
-    else:
-        reason = _disagreement(model, [prompt[:64], prompt[: (len(prompt[:64]) + 1) // 2]], pad_id)
-    if not reason:
-        return SharedPromptDecoder
+def pick_decoder(model: PreTrainedModel, prompt: Sequence[int], pad_id: int) -> type[Decoder]:
+    """The fastest decoder that takes the model and says the same as the plain one; the latter is logged."""
+    prompts = [prompt[:64], prompt[: (len(prompt[:64]) + 1) // 2]]
+    reason = f"its attention is {model.config._attn_implementation}, not the replaceable sdpa"
+    fast: tuple[type[Decoder], ...] = (LeanDecoder, SharedPromptDecoder) if plan_attention(model) else ()
+    for decoder in fast:
+        reason = _disagreement(decoder, model, prompts, pad_id)
+        if not reason:
+            return decoder
+        logger.debug("%s does not decode %s: %s.", decoder.__name__, type(model).__name__, reason)
     logger.warning("%s is decoded by the plain path, which is slower: %s.", type(model).__name__, reason)
     return PlainDecoder
 
 
-def _disagreement(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int) -> str:
-    """Why the fast decoder cannot be used, found by trying both on two short prompts; empty: it can."""
+def _disagreement(decoder: type[Decoder], model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int) -> str:
+    """Why a fast decoder cannot be used, found by trying it and the plain one on two short prompts; empty: it can."""
     try:
-        fast, plain = (_try(decoder(model, pad_id), prompts) for decoder in (SharedPromptDecoder, PlainDecoder))
+        fast, plain = (_try(one(model, pad_id), prompts) for one in (decoder, PlainDecoder))
     except (NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         return first_line(error)
     tolerance = 5e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-3

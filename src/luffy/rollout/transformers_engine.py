@@ -5,7 +5,8 @@ Decisions, and why:
 - Prompts are padded on the left and batched by length under a budget of tokens.
 - Finished rows leave, so that one long completion does not keep the others computing; where there were too many prompts
   for the budget, the next ones enter then.
-- On a CPU, large weights are laid out for products of few rows (rollout/packed_linear.py).
+- On a CPU, large weights are laid out for products of few rows (rollout/packed_linear.py), and architectures that are
+  known by name decode in fewer calls than their own forward pass makes (rollout/lean.py).
 - Tokens are drawn by inverting the cumulative distribution at uniform noise, drawn per row and position beforehand:
   which rows share a batch, and when rows leave it, does not change what is sampled.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,9 @@ from luffy.errors import ModelError
 from luffy.policy import context_of
 from luffy.policy.adapters import merged_weights
 from luffy.policy.sharding import is_split, whole
-from luffy.rollout.decoding import Decoder, PlainDecoder, SharedPromptDecoder, pick_decoder
+from luffy.rollout.decoding import Decoder, LeanDecoder, SharedPromptDecoder, pick_decoder
 from luffy.rollout.engine import Sampling
-from luffy.rollout.packed_linear import packed_linears
+from luffy.rollout.packed_linear import LEAST_TOKENS, packed_linears
 from luffy.rollout.rows import DrawnTokens, Rows
 from luffy.rollout.sampling import draw_tokens
 from luffy.types import Completion
@@ -52,7 +54,7 @@ class TransformersEngine:
         self.pad_id = pad_id
         self.batch_tokens = batch_tokens
         self._eos = torch.tensor(list(eos_ids), device=model.device)
-        self._decoder: type[SharedPromptDecoder] | type[PlainDecoder] | None = None  # chosen at the first use
+        self._decoder: type[Decoder] | None = None  # chosen at the first use
 
     def generate(self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling) -> list[list[Completion]]:
         """Draw n completions for each prompt; see `Engine.generate`.
@@ -74,8 +76,9 @@ class TransformersEngine:
         was_training = self.model.training
         self.model.eval()
         try:
-            with packed_linears(self.model, sampling.max_tokens):
-                yield from self._stream(prompt_ids, n, sampling)
+            decoder = self._decoder_for(max(prompt_ids, key=len), sampling.max_tokens)
+            with nullcontext() if decoder is LeanDecoder else packed_linears(self.model, sampling.max_tokens):
+                yield from self._stream(prompt_ids, n, sampling, decoder(self.model, self.pad_id))
         finally:
             self.model.train(was_training)
 
@@ -111,12 +114,11 @@ class TransformersEngine:
         return replace(sampling, max_tokens=room)
 
     def _stream(
-        self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling
+        self, prompt_ids: Sequence[Sequence[int]], n: int, sampling: Sampling, decoder: Decoder
     ) -> Iterator[tuple[int, list[Completion]]]:
         """Prefill what there is room for, decode a token a row, let finished rows leave; until all have ended."""
         device, limit = self.model.device, sampling.max_tokens
         waiting = deque(sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index])))
-        decoder = self._open_decoder(prompt_ids[waiting[0]])
         noise = self._noise(len(prompt_ids), n, sampling)
         precision = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         drawn = DrawnTokens(len(prompt_ids) * n, limit, precision, device)
@@ -143,10 +145,12 @@ class TransformersEngine:
                 for prompt in left[working[left] == 0].unique().tolist():
                     yield prompt, drawn.completions(prompt * n, (prompt + 1) * n)
 
-    def _open_decoder(self, prompt: Sequence[int]) -> Decoder:
+    def _decoder_for(self, prompt: Sequence[int], tokens: int) -> type[Decoder]:
+        """The model's decoder, chosen at the first use; the lean one joins weights anew, too long for a few tokens."""
         if self._decoder is None:
             self._decoder = pick_decoder(self.model, prompt, self.pad_id)
-        return self._decoder(self.model, self.pad_id)
+        few = tokens < LEAST_TOKENS and self._decoder is LeanDecoder
+        return SharedPromptDecoder if few else self._decoder
 
     def _noise(self, prompts: int, n: int, sampling: Sampling) -> Tensor | None:
         """Uniform noise [rows, tokens]; a row's depends on its place in the whole batch, not on this share of it."""
