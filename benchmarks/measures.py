@@ -1,25 +1,31 @@
-"""What each measure of the update is worth by itself, and a picture of it.
+"""What each measure of the update and of generation is worth by itself, and a picture of it.
 
-`python benchmarks/measures.py`. One LUFFY group, seven rollouts beside a trace: forward, loss and backward of
-a random model of SmolLM2-135M's width and vocabulary with four of its layers, in float32; from the plainest way on,
-each way adds one measure to the one before. Writes results/measures.json and docs/performance.png.
+`python benchmarks/measures.py`. A random model of SmolLM2-135M's width and vocabulary with four of its layers, in
+float32; from the plainest way on, each way adds one measure to the one before. The update is forward, loss and backward
+of one LUFFY group, seven rollouts beside a trace; the generation is that of `generation.py`, of uneven lengths. Writes
+results/measures.json and docs/performance.png.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import altair as alt
 import torch
 import vl_convert
+from generation import SMOLLM2, Contest
 from measuring import ROOT, ratio, report, seconds, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luffy.policy import MicroBatch, Scorer, TokenScores, split_padded
+from luffy.rollout import packed_linear, transformers_engine
+from luffy.rollout.decoding import Decoder, LeanDecoder, PlainDecoder, SharedPromptDecoder
 
 LENGTHS, TRACE, PROMPT, VOCABULARY = (40, 45, 50, 55, 60, 65, 70), 400, 40, 49152
 REPEATS = 5
@@ -42,6 +48,25 @@ WAYS = (
     Way("packed rows", packed=True),
     Way("the prompt once", packed=True, shared=True),
     Way("no logit twice", packed=True, shared=True, at_once=True),
+)
+
+
+@dataclass(frozen=True)
+class DecodingWay:
+    """A way to generate."""
+
+    name: str
+    decoder: type[Decoder]
+    leave_at: float = transformers_engine.LEAVE_AT
+    packed: bool = False  # whether large weights are laid out for few rows
+
+
+DECODING_WAYS = (
+    DecodingWay("the library's cache, all rows to the end", PlainDecoder, leave_at=1.0),
+    DecodingWay("finished rows leave", PlainDecoder),
+    DecodingWay("own cache and attention", SharedPromptDecoder),
+    DecodingWay("weights laid out for few rows", SharedPromptDecoder, packed=True),
+    DecodingWay("fewer calls", LeanDecoder, packed=True),
 )
 
 
@@ -88,37 +113,81 @@ def update(way: Way, scorer: Scorer, prompts: Sequence[list[int]], completions: 
     scorer.zero_grad()
 
 
-def draw_picture(rows: Sequence[dict[str, Any]]) -> None:
+@contextmanager
+def generating(way: DecodingWay, contest: Contest) -> Iterator[None]:
+    """Within the block, the contest's engine generates in this way."""
+    found = transformers_engine.LEAVE_AT, packed_linear.LEAST_TOKENS
+    contest.engine._decoder, transformers_engine.LEAVE_AT = way.decoder, way.leave_at
+    packed_linear.LEAST_TOKENS = 0 if way.packed else sys.maxsize
+    try:
+        yield
+    finally:
+        transformers_engine.LEAVE_AT, packed_linear.LEAST_TOKENS = found
+
+
+def generate(way: DecodingWay, contest: Contest) -> None:
+    """Draw always the same completions."""
+    contest.seed = 0
+    with generating(way, contest):
+        contest.ours()
+
+
+def draw_bars(title: str, unit: str, rows: Sequence[dict[str, Any]]) -> alt.LayerChart:
     """Bars of seconds, from the plainest way down."""
     values = [{"way": row["way"], "seconds": row["seconds"]["median"]} for row in rows]
     bars = alt.Chart(alt.Data(values=values)).encode(
-        x=alt.X("seconds:Q", title="seconds, forward and backward"),
-        y=alt.Y("way:N", sort=[way.name for way in WAYS], title=None, axis=alt.Axis(labelLimit=260)),
+        x=alt.X("seconds:Q", title=unit),
+        y=alt.Y("way:N", sort=[row["way"] for row in rows], title=None, axis=alt.Axis(labelLimit=280)),
     )
     labels = bars.mark_text(align="left", dx=4).encode(text=alt.Text("seconds:Q", format=".2f"))
-    title = "The update of a LUFFY group: each way adds a measure to the one above"
-    figure = (bars.mark_bar(color="#3b6fb6") + labels).properties(
-        width=520, height=180, title=title, background="white"
-    )
+    return (bars.mark_bar(color="#3b6fb6") + labels).properties(width=520, height=170, title=title)
+
+
+def draw_picture(update_rows: Sequence[dict[str, Any]], generation_rows: Sequence[dict[str, Any]]) -> None:
+    """Both sets of bars, one below the other."""
+    update_bars = draw_bars("The update of a LUFFY group", "seconds, forward and backward", update_rows)
+    generation_bars = draw_bars("Generation, groups of 8 of uneven lengths", "seconds", generation_rows)
+    figure = alt.vconcat(
+        update_bars, generation_bars, title="Each way adds a measure to the one above", background="white"
+    ).resolve_scale(x="independent", y="independent")
     image = vl_convert.vegalite_to_png(json.dumps(figure.configure_axis(labelFontSize=13).to_dict()), scale=2)
     (ROOT / "docs" / "performance.png").write_bytes(image)
 
 
-def main() -> None:
-    """Measure the ways in turn."""
+def rows_of(ways: Sequence[Way | DecodingWay], measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """Seconds of each way, and how many times as fast as the first it is."""
+    return [
+        {"way": way.name, "seconds": spread(times), "faster than the first": ratio(measured[0], times)}
+        for way, times in zip(ways, measured, strict=True)
+    ]
+
+
+def measure_update() -> list[dict[str, Any]]:
+    """The ways to compute the update, in turn."""
     model = build()
     actions: list[Callable[[], object]] = []
     for way in WAYS:
         scorer = Scorer(model, pad_id=0, chunk_elements=2**24, packed=way.packed)
         assert scorer.paths.packed == way.packed
         actions.append(partial(update, way, scorer, *draw_rows(way.shared)))
-    measured = seconds(*actions, repeats=REPEATS)
-    rows = [
-        {"way": way.name, "seconds": spread(times), "faster than the first": ratio(measured[0], times)}
-        for way, times in zip(WAYS, measured, strict=True)
-    ]
-    report("measures", rows)
-    draw_picture(rows)
+    return rows_of(WAYS, seconds(*actions, repeats=REPEATS))
+
+
+def measure_generation() -> list[dict[str, Any]]:
+    """The ways to generate, in turn."""
+    contest = Contest(replace(SMOLLM2, shape=SMOLLM2.shape | {"num_hidden_layers": 4}))
+    contest.ours()  # lets the model take attention plans
+    ways = [partial(generate, way, contest) for way in DECODING_WAYS]
+    measured = seconds(*ways, repeats=REPEATS)
+    assert len(set(contest.tokens["ours"][1:])) == 1, "the ways have not drawn the same completions"
+    return rows_of(DECODING_WAYS, measured)
+
+
+def main() -> None:
+    """Measure and draw."""
+    update_rows, generation_rows = measure_update(), measure_generation()
+    report("measures", [*update_rows, *generation_rows])
+    draw_picture(update_rows, generation_rows)
 
 
 if __name__ == "__main__":
