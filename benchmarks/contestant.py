@@ -68,12 +68,10 @@ def peak_memory() -> int:
 
 def run_ours(work: Any, folder: Path, turns: Turns) -> None:
     """Train with luffy until there are no more turns."""
-    from transformers import LlamaForCausalLM
     from workload import Lengths, draw_problems, reward
 
     from luffy import load_config, train
 
-    attach_when_built(LlamaForCausalLM, Lengths(work.lengths, work.prompt))
     overrides = work.recipe(folder) | {"steps": ENDLESS}
     generated = 0
 
@@ -85,18 +83,8 @@ def run_ours(work: Any, folder: Path, turns: Turns) -> None:
         turns.wait()
 
     turns.wait()
-    train(load_config(None, overrides), problems=draw_problems(work), reward=reward, on_step=after_step)
-
-
-def attach_when_built(kind: Any, lengths: Any) -> None:
-    """Every model of this class from now on gives completions of these lengths."""
-    build = kind.__init__
-
-    def build_and_attach(model: Any, *positional: Any, **named: Any) -> None:
-        build(model, *positional, **named)
-        lengths.attach(model)
-
-    kind.__init__ = build_and_attach
+    with Lengths(work.lengths, work.prompt).at_decoders():
+        train(load_config(None, overrides), problems=draw_problems(work), reward=reward, on_step=after_step)
 
 
 class Stopwatch:

@@ -97,19 +97,11 @@ def _differences(times: Sequence[float]) -> list[float]:
 
 
 def _train(work: Work, steps: int, on_step: Any = None) -> None:
-    from contestant import attach_when_built
-    from transformers import LlamaForCausalLM
-
-    build = LlamaForCausalLM.__init__
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, Lengths(work.lengths, work.prompt).at_decoders():
         folder = Path(name)
         save_model(SHAPES[work.shape], folder)
-        attach_when_built(LlamaForCausalLM, Lengths(work.lengths, work.prompt))
-        try:
-            config = load_config(None, work.recipe(folder) | {"steps": steps})
-            train(config, problems=draw_problems(work), reward=reward, on_step=on_step)
-        finally:
-            LlamaForCausalLM.__init__ = build
+        config = load_config(None, work.recipe(folder) | {"steps": steps})
+        train(config, problems=draw_problems(work), reward=reward, on_step=on_step)
 
 
 def measure(case: Case, *, steps: int, returning: bool) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from luffy import Problem, Trace
+from luffy.rollout.decoding import Decoder, LeanDecoder, PlainDecoder, SharedPromptDecoder
 
 PAD, END, FIRST_WORD = 0, 1, 2  # token ids; every further id is a word, `w2`, `w3`, ...
 CERTAIN = 1e4  # added to a logit, it makes a token certain in every dtype
@@ -204,6 +206,38 @@ class Lengths:
         """Watch the body of the model and change what its head says."""
         model.get_decoder().register_forward_pre_hook(self._before_body, with_kwargs=True)
         model.get_output_embeddings().register_forward_hook(self._after_head)
+
+    @contextmanager
+    def at_decoders(self) -> Iterator[None]:
+        """Within the block, the same for every model that our engine decodes: a hook would keep one from being lean."""
+        kinds: tuple[Any, ...] = (LeanDecoder, SharedPromptDecoder, PlainDecoder)
+        found = [
+            (kind, name, vars(kind)[name]) for kind in kinds for name in ("prefill", "decode") if name in vars(kind)
+        ]
+        around = {"prefill": self._around_prefill, "decode": self._around_decode}
+        for kind, name, method in found:
+            setattr(kind, name, around[name](method))
+        try:
+            yield
+        finally:
+            for kind, name, method in found:
+                setattr(kind, name, method)
+
+    def _around_prefill(self, prefill: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def prefill_without_end(*given: Any) -> Tensor:
+            logits = prefill(*given)
+            logits[..., [PAD, END]] -= CERTAIN
+            return logits
+
+        return prefill_without_end
+
+    def _around_decode(self, decode: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def decode_wanted(decoder: Decoder, tokens: Tensor, positions: Tensor) -> Tensor:
+            logits = decode(decoder, tokens, positions)
+            logits[torch.arange(len(tokens), device=logits.device), self._next(tokens, positions)] += CERTAIN
+            return logits
+
+        return decode_wanted
 
     def _before_body(self, _module: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         input_ids = named.get("input_ids", positional[0] if positional else None)

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from workload import END, PAD, SHAPES, Lengths, Work, build_model, draw_problems, reward
 
 from luffy.rollout import Sampling, TransformersEngine
-from luffy.rollout.decoding import SharedPromptDecoder
+from luffy.rollout.decoding import LeanDecoder, PlainDecoder, SharedPromptDecoder
 
 LENGTHS = [3, 5, 9, 4]
 PROMPTS = [[7, 8, 9, 10], [11, 12, 13, 14]]
@@ -20,13 +20,19 @@ def model_with_lengths():
     return model
 
 
-def test_our_engine_gives_completions_of_the_lengths_asked_for():
-    engine = TransformersEngine(model_with_lengths(), eos_ids=[END], pad_id=PAD)
-    for _ in range(2):  # a second step begins anew
-        groups = engine.generate(PROMPTS, 4, Sampling(12))
-        assert [[len(one.token_ids) for one in group] for group in groups] == [LENGTHS, LENGTHS]
-        assert all(one.finished for group in groups for one in group)
-    assert engine._decoder is SharedPromptDecoder  # the lengths do not stand in the way of the fast path
+@pytest.mark.parametrize("decoder", [LeanDecoder, SharedPromptDecoder, PlainDecoder])
+def test_our_engine_gives_completions_of_the_lengths_asked_for(decoder):
+    engine = TransformersEngine(build_model(SHAPES["tiny"]).eval(), eos_ids=[END], pad_id=PAD)
+    with Lengths(LENGTHS, prompt=4).at_decoders():
+        engine.generate(PROMPTS, 4, Sampling(12))
+        assert engine._decoder is LeanDecoder, "the lengths do not stand in the way of the fastest path"
+        engine._decoder = decoder
+        for _ in range(2):  # a second step begins anew
+            groups = engine.generate(PROMPTS, 4, Sampling(20))
+            assert [[len(one.token_ids) for one in group] for group in groups] == [LENGTHS, LENGTHS]
+            assert all(one.finished for group in groups for one in group)
+    drawn = engine.generate(PROMPTS, 4, Sampling(20))
+    assert [[len(one.token_ids) for one in group] for group in drawn] != [LENGTHS, LENGTHS]
 
 
 def test_transformers_generate_gives_the_same_lengths():
