@@ -145,9 +145,9 @@ def run_comparison(
 
 def total_steps(config: Config) -> int:
     """Steps of a run over all its phases."""
-    from luffy.algorithm.methods import METHODS
+    from luffy.training.plan import plan_phases
 
-    return config.sft.steps * (len(METHODS[config.method].phases) - 1) + config.steps
+    return plan_phases(config)[-1].end
 
 
 def _refuse_stale(job: Job) -> None:
