@@ -1,7 +1,18 @@
 """Tiny random models of several architectures, for tests."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from workload import norm_in_its_own_precision
 
 VOCABULARY = 40
@@ -15,6 +26,19 @@ SHAPE = {
     "max_position_embeddings": 256,
     "initializer_range": 0.3,
 }
+WITH_HEADS = SHAPE | {"head_dim": 8, "pad_token_id": 0}
+ARCHITECTURES = {  # every kind of attention that rows are packed for
+    "llama, grouped queries": lambda: LlamaForCausalLM(LlamaConfig(**WITH_HEADS)),
+    "qwen2, tied": lambda: Qwen2ForCausalLM(Qwen2Config(**WITH_HEADS, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**WITH_HEADS)),
+    "mistral, window of 7": lambda: MistralForCausalLM(MistralConfig(**WITH_HEADS, sliding_window=7)),
+    "qwen2, every other layer a window of 5": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**WITH_HEADS, use_sliding_window=True, sliding_window=5, max_window_layers=1)
+    ),
+    "gpt2, learned positions": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3)
+    ),
+}
 
 
 def build_model(kind="llama", dtype=torch.float64, seed=0):
@@ -26,6 +50,13 @@ def build_model(kind="llama", dtype=torch.float64, seed=0):
         else Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True))
     )
     model = model.to(dtype).eval()
+    return norm_in_its_own_precision(model) if dtype == torch.float64 else model
+
+
+def build_architecture(name, dtype=torch.float64):
+    """A random model of one of the architectures."""
+    torch.manual_seed(0)
+    model = ARCHITECTURES[name]().to(dtype).eval()
     return norm_in_its_own_precision(model) if dtype == torch.float64 else model
 
 

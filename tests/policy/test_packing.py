@@ -7,47 +7,17 @@ from hypothesis import strategies as st
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
-from workload import norm_in_its_own_precision
 
-import tiny_models
 from luffy.policy import Scorer, pack_rows
 from luffy.policy.packing import _prompt_is_shared
-from tiny_models import VOCABULARY, build_model
+from tiny_models import ARCHITECTURES, VOCABULARY, WITH_HEADS, build_architecture, build_model
 
-SHAPE = tiny_models.SHAPE | {"head_dim": 8, "pad_token_id": 0}
-MODELS = {
-    "llama, grouped queries": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
-    "qwen2, tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=True)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
-    "mistral, window of 7": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=7)),
-    "qwen2, every other layer a window of 5": lambda: Qwen2ForCausalLM(
-        Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=5, max_window_layers=1)
-    ),
-    "gpt2, learned positions": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3)
-    ),
-}
 # 3 rows of a prompt longer than they are, 2 of a short one with a long trace, and one of one token
 PROMPTS = [list(range(1, 21))] * 3 + [[5, 6]] * 2 + [[9, 9, 9]]
 COMPLETIONS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], list(range(30)), [7, 8, 9, 10], [3]]
-
-
-def build(name):
-    torch.manual_seed(0)
-    return norm_in_its_own_precision(MODELS[name]().double().eval())
 
 
 def scores_and_gradients(model, *, packed, rows=None):
@@ -59,11 +29,11 @@ def scores_and_gradients(model, *, packed, rows=None):
     return scores, [parameter.grad.clone() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_packed_rows_equal_padded_ones(name):
     """Within what rotary positions and softmax round in float32 in some architectures."""
-    padded, expected = scores_and_gradients(build(name), packed=False)
-    packed, ours = scores_and_gradients(build(name), packed=True)
+    padded, expected = scores_and_gradients(build_architecture(name), packed=False)
+    packed, ours = scores_and_gradients(build_architecture(name), packed=True)
     torch.testing.assert_close(packed.logprobs, padded.logprobs, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(packed.entropy, padded.entropy, rtol=1e-8, atol=1e-8)
     for one, other in zip(ours, expected, strict=True):
@@ -103,7 +73,7 @@ def test_where_a_prompt_attends_once():
 
 REFUSED = {
     "gemma2 caps attention": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**SHAPE, attn_logit_softcapping=5.0, attn_implementation="eager")
+        Gemma2Config(**WITH_HEADS, attn_logit_softcapping=5.0, attn_implementation="eager")
     ),
     "mamba has a state": lambda: MambaForCausalLM(
         MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
@@ -125,6 +95,6 @@ def test_a_model_that_cannot_be_packed_is_padded_and_says_so_once(name, caplog):
 
 
 def test_a_window_that_no_layer_speaks_of_is_not_packed(caplog):
-    model = build("llama, grouped queries")
+    model = build_architecture("llama, grouped queries")
     model.config.sliding_window = 4
     assert not Scorer(model, pad_id=0, chunk_elements=100).paths.packed
