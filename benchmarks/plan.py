@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import NO_UNITS, ROOT, outcome, report, show
+from measuring import NO_UNITS, RESULTS, ROOT, outcome, report, show
 from measuring import replace as replace_text
 from memory import resident
 from workload import SHAPES, Lengths, Work, build_model, draw_problems, reward, save_model
@@ -52,6 +52,7 @@ class Case:
     held_out: bool = False
 
 
+FOUND = RESULTS / "plan.json"
 LUFFY_135M = Work("135M", 1, (60, 70, 80, 90, 100, 110, 120), trace=480, token_budget=1024)
 CASES = {
     "5M, LUFFY": Case(Work("5M", 2, (60, 83, 107, 130, 153, 177, 200), trace=480, token_budget=4096), 3),
@@ -61,6 +62,9 @@ CASES = {
     ),
     "135M, LUFFY": Case(LUFFY_135M, 2),
     "135M, LUFFY, bfloat16 autocast": Case(replace(LUFFY_135M, autocast="bfloat16"), 3),
+    "135M, LUFFY, adapter": Case(replace(LUFFY_135M, adapter_rank=16), 2),
+    "135M, LUFFY, adapter, base in bfloat16": Case(replace(LUFFY_135M, adapter_rank=16, dtype="bfloat16"), 3),
+    "135M, LUFFY, adapter, base in 4 bits": Case(replace(LUFFY_135M, adapter_rank=16, quantize="nf4"), 2),
     "85M, on-policy": Case(Work("85M", 1, (40, 80, 120, 160), prompt=100, token_budget=2048), 2, True),
 }
 
@@ -148,25 +152,37 @@ def check(name: str, case: Case, device: Device) -> tuple[list[dict[str, Any]], 
             note=f"planned {seconds.generation:.2f} generation, {seconds.update + seconds.optimizer:.2f} update",
         ),
     ]  # fmt: skip
-    return rows, timed | {"in use": in_use, "planned bytes": bytes_, "planned seconds": asdict(seconds)}
+    planned = {"planned bytes": bytes_, "planned seconds": asdict(seconds), "rates": asdict(device)}
+    return rows, timed | {"in use": in_use} | planned
 
 
 def main(names: Sequence[str]) -> None:
-    """Measure the rates, then each case."""
+    """Measure the rates, then each case; where some are named, what was found of the others stays."""
     torch.set_num_threads(1)  # of this process and, by the environment, of the cases: processor time is wall time then
     os.environ["OMP_NUM_THREADS"] = "1"
     device = measure_device()
-    rows: list[dict[str, Any]] = []
-    raw: dict[str, Any] = {}
-    for name in names:
-        if CASES[name].work.autocast == "bfloat16" and device.bfloat16 is None:
+    before = _earlier(names)
+    rows: list[dict[str, Any]] = before.get("rows", [])
+    raw: dict[str, Any] = before.get("cases", {})
+    for name in names or list(CASES):
+        if "bfloat16" in (CASES[name].work.autocast, CASES[name].work.dtype) and device.bfloat16 is None:
             print(f"{name}: left out, {NO_UNITS}")
             continue
         more, raw[name] = check(name, CASES[name], device)
         rows += more
         show("plan", more)
-    report("plan", rows, rates=asdict(device), load=os.getloadavg()[0], cases=raw)
-    replace_text(ROOT / "docs" / "scaling.md", "plan", as_table(raw))
+    report("plan", rows, load=os.getloadavg()[0], cases=raw)
+    replace_text(ROOT / "docs" / "scaling.md", "plan", as_table({name: raw[name] for name in CASES if name in raw}))
+
+
+def _earlier(names: Sequence[str]) -> dict[str, Any]:
+    """What was found of the cases that are not measured now; their rates were measured then."""
+    if not (names and FOUND.is_file()):
+        return {}
+    found: dict[str, Any] = json.loads(FOUND.read_text())
+    told = [f"{name}{' (held out)' * CASES[name].held_out}" for name in names]
+    kept = [row for row in found["rows"] if row["what"].partition(", ")[2] not in told]
+    return {"rows": kept, "cases": {name: case for name, case in found["cases"].items() if name not in names}}
 
 
 def as_table(cases: dict[str, Any]) -> str:
@@ -190,4 +206,4 @@ if __name__ == "__main__":
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    run_case(Work(**json.loads(given.run)), given.steps) if given.run else main(given.cases or list(CASES))
+    run_case(Work(**json.loads(given.run)), given.steps) if given.run else main(given.cases)

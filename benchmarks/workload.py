@@ -126,6 +126,8 @@ class Work:
     autocast: str = "none"  # type of the products of an update, on both sides; ours generates with it, too
     device: str = "cpu"
     gradient_checkpointing: bool = False
+    adapter_rank: int | None = None  # None: all weights are trained
+    quantize: str | None = None  # how the base under the adapter is held
     trl: dict[str, Any] = field(default_factory=dict)  # further settings of GRPOConfig
 
     @property
@@ -159,6 +161,8 @@ class Work:
             "policy.autocast": self.autocast,
             "policy.device": self.device,
             "policy.gradient_checkpointing": self.gradient_checkpointing,
+            "adapter.rank": self.adapter_rank,
+            "adapter.quantize": self.quantize,
             "optimizer.learning_rate": 1e-6,
         }
 

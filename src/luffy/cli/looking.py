@@ -146,7 +146,7 @@ def plan(
     """
     from dataclasses import replace
 
-    from luffy.planning import find_device, find_remedies, make_plan, plan_tables, this_machine
+    from luffy.planning import find_adapter, find_device, find_remedies, make_plan, plan_tables, this_machine
     from luffy.planning.show import plan_lines
 
     if (gpus > 1 or nodes > 1) and gpu is None:
@@ -164,8 +164,10 @@ def plan(
     device = replace(device, utilisation=utilisation) if utilisation else device
     made = make_plan(load_config(recipe, overrides or []), device, gpus * nodes, price=price, mean_tokens=mean_tokens)
     remedy = None if made.ok else find_remedies(made)
+    adapter = None if made.ok else find_adapter(made)
     if as_json:
-        print_json(made.to_json() | {"remedy": list(remedy.settings) if remedy else None})
+        changes = {"remedy": remedy, "adapter": adapter}
+        print_json(made.to_json() | {name: list(one.settings) if one else None for name, one in changes.items()})
     else:
         for table in plan_tables(made):
             results.print(table)
@@ -174,4 +176,7 @@ def plan(
         if not made.ok:
             change = f"it does with {' '.join(remedy.settings)}" if remedy else "no setting that is known here helps"
             results.print(plain(f"It does not fit; {change}."), soft_wrap=True, highlight=False)
+        if adapter:
+            change = f"An adapter in place of all weights, another training, fits with {' '.join(adapter.settings)}."
+            results.print(plain(change), soft_wrap=True, highlight=False)
     raise typer.Exit(0 if made.ok else 1)

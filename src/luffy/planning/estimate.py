@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from luffy.config import Config
+from luffy.planning.adapter import trained_parameters
 from luffy.planning.devices import Device
 from luffy.planning.memory import HEADROOM, Memory, Strategy, estimate_memory
 from luffy.planning.shape import ModelShape, read_shape
@@ -36,6 +37,11 @@ class Plan:
         return any(map(self.fits, self.memory))
 
     @property
+    def offloads(self) -> bool:
+        """Whether the parts of a split policy lie on the host."""
+        return any(one.host for one in self.memory.values())
+
+    @property
     def hours(self) -> float:
         """Of the whole run."""
         return self.seconds.step * self.config.steps / 3600
@@ -52,6 +58,7 @@ class Plan:
             "fits": self.ok,
             "model": self.config.model,
             "parameters": self.shape.parameters,
+            "trained_parameters": trained_parameters(self.shape, self.config),
             "device": asdict(self.device),
             "devices": self.devices,
             "memory": memory,
@@ -68,7 +75,8 @@ def make_plan(
 ) -> Plan:  # fmt: skip
     """Plan a run. mean_tokens: of a completion. Raises ModelError."""
     shape = read_shape(config.model)
-    strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if devices > 1 else ("ddp",)
+    splits = devices > 1 and config.adapter.quantize is None  # a base in 4 bits is not split
+    strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if splits else ("ddp",)
     units = device.bfloat16 is not None
     memory = {
         one: estimate_memory(shape, config, devices=devices, strategy=one, gpu=device.gpu, units=units)

@@ -13,6 +13,13 @@ from typing import Literal
 
 from luffy.algorithm.methods import METHODS
 from luffy.config import AUTOCAST_FROM, Config
+from luffy.planning.adapter import (
+    held_bytes,
+    kept_beside_frozen,
+    trained_parameters,
+    trained_size,
+    unpacked_bytes,
+)
 from luffy.planning.shape import ModelShape
 
 Strategy = Literal["ddp", "fsdp"]
@@ -38,12 +45,14 @@ class Memory:
     cache: float
     sampling: float
     layout: float = 0.0  # weights in the order that suits products of few rows, on a CPU
+    unpacked: float = 0.0  # a matrix of a base in 4 bits, dequantised while it is multiplied
+    host: float = 0.0  # beside the device's: what `parallel.offload` leaves in the host's memory, of one process
     accumulates: bool = True  # whether gradients of a micro-batch are there while the next one is computed
 
     @property
     def kept(self) -> float:
         """What is there in every part of a step."""
-        return self.weights + self.optimizer + self.reference + self.engine
+        return self.weights + self.optimizer + self.reference + self.engine + self.unpacked
 
     @property
     def update(self) -> float:
@@ -80,23 +89,38 @@ def kept_a_token(shape: ModelShape, repeats: float = 1.0) -> float:
     return 4 * shape.width + 5 * shape.inner + attention  # GELU is five steps in GPT-2
 
 
-def activation_bytes(shape: ModelShape, tokens: int, size: int, *, checkpointing: bool, repeats: float = 1.0) -> float:
+def kept_by(shape: ModelShape, config: Config, repeats: float, computed: int, *, mixed: bool, gpu: bool) -> float:
+    """The same for what the recipe trains: all weights, or an adapter beside frozen ones."""
+    if config.adapter.rank is None:
+        return kept_a_token(shape, repeats)
+    return kept_beside_frozen(shape, config, repeats, computed, mixed=mixed, gpu=gpu)
+
+
+def activation_bytes(
+    shape: ModelShape, config: Config, tokens: int, size: int, *, mixed: bool, gpu: bool, repeats: float = 1.0
+) -> float:
     """What the layers keep of a micro-batch, and the gradients in flight within one of them."""
-    layer = tokens * kept_a_token(shape, repeats) * size
-    in_flight = tokens * (2 * shape.inner + 2 * shape.width) * size
+    layer = tokens * kept_by(shape, config, repeats, size, mixed=mixed, gpu=gpu) * size
+    widest = 2 if config.adapter.rank is None else 3  # an adapter's part of the widest gradient comes beside the base's
+    in_flight = tokens * (widest * shape.inner + 2 * shape.width) * size
     ends = 4 * tokens * shape.width * size  # of the last norm, and the states that predict with their gradient
-    if checkpointing:
+    if config.policy.gradient_checkpointing:
         return shape.layers * tokens * shape.width * size + layer + in_flight + ends
     return shape.layers * layer + in_flight + ends
 
 
-def logit_bytes(shape: ModelShape, tokens: int, elements: int, size: int, computed: int | None = None) -> float:
+def logit_bytes(
+    shape: ModelShape, tokens: int, elements: int, size: int, computed: int | None = None, *, frozen: bool = False
+) -> float:
     """A chunk's logits and their gradient, and the head's gradient: of the chunks so far, and of the newest.
 
     size: of a weight. computed: of a logit, where products have another type; the newest gradient comes in it first.
+    frozen: whether the head has no gradient.
     """
     computed = computed or size
     chunk = min(tokens, max(1, elements // shape.vocabulary))
+    if frozen:
+        return 2.0 * chunk * shape.vocabulary * computed
     later = min(tokens - chunk, chunk)  # the largest chunk after the first
     newest = shape.head_parameters * (size if computed == size else size + computed)
 
@@ -130,32 +154,40 @@ def estimate_memory(
     micro_batches: tokens of each; default: several, of the budget or the longest row where that is longer, which gets a
     micro-batch of its own. repeats: see `kept_a_token`.
     """
-    policy = config.policy
-    size, share = BYTES[policy.dtype], devices if strategy == "fsdp" else 1
+    policy, trained = config.policy, trained_parameters(shape, config)
+    sharded = strategy == "fsdp" and devices > 1
+    size, share = BYTES[policy.dtype], devices if sharded else 1
     mixed = computes_bfloat16(shape, config, units=units)
-    computed = 2 if mixed else size
+    gathered = config.parallel.param_dtype == "bfloat16" and sharded
+    computed = 2 if mixed or gathered else size
     prompt = config.data.max_prompt_tokens if prompt is None else prompt
-    whole = shape.parameters * size
+    whole, of_trained = held_bytes(shape, config, size), float(trained * trained_size(config, size))
+    penalised = config.objective.kl_coefficient > 0 and config.adapter.rank is None  # else: the base under the adapter
     rows, cached = _generated_at_once(config, devices, prompt)
     memory = Memory(
         weights=whole / share,
-        gradients=whole / share,
-        optimizer=2 * whole / share,
-        reference=whole / share if config.objective.kl_coefficient else 0.0,
-        engine=_engine_bytes(shape, config, mixed=mixed, sharded=share > 1),
-        exchange=_exchange_bytes(shape, size, computed, devices, strategy),
+        gradients=of_trained / share,
+        optimizer=2 * of_trained / share,
+        reference=whole / share if penalised else 0.0,
+        engine=engine_bytes(shape, config, mixed=mixed, sharded=sharded),
+        exchange=_exchange_bytes(shape, of_trained, computed, devices, strategy),
         activations=0.0,
         logits=0.0,
         cache=2.0 * shape.layers * shape.key_value_width * cached * computed,
         sampling=float(SAMPLING_BUFFERS * rows * shape.vocabulary * max(computed, 4)),
-        layout=0.0 if gpu else _layout_bytes(shape, config, computed, units=units),
+        layout=0.0 if gpu else _layout_bytes(shape, config, computed, mixed=mixed, units=units),
+        unpacked=unpacked_bytes(shape, config, computed),
     )
+    if sharded and gpu and config.parallel.offload:
+        memory = _offloaded(memory)
     given = micro_batches or [max(policy.token_budget, longest_row(config, prompt))] * 2
     candidates = [
         replace(
             memory,
-            activations=_update_bytes(shape, config, tokens, computed, mixed=mixed, repeats=repeats),
-            logits=logit_bytes(shape, tokens, policy.chunk_elements, size, computed),
+            activations=_update_bytes(shape, config, tokens, computed, mixed=mixed, gpu=gpu, repeats=repeats),
+            logits=logit_bytes(
+                shape, tokens, policy.chunk_elements, size, computed, frozen=config.adapter.rank is not None
+            ),
             accumulates=accumulates,
         )
         for tokens, accumulates in [(given[0], False), *((tokens, True) for tokens in given[1:])]
@@ -164,14 +196,21 @@ def estimate_memory(
 
 
 def _update_bytes(
-    shape: ModelShape, config: Config, tokens: int, computed: int, *, mixed: bool, repeats: float
+    shape: ModelShape, config: Config, tokens: int, computed: int, *, mixed: bool, gpu: bool, repeats: float
 ) -> float:
     """Activations, and where products are bfloat16 the copies of matrices in it that the graph keeps."""
     recomputes = config.policy.gradient_checkpointing
-    size = activation_bytes(shape, tokens, computed, checkpointing=recomputes, repeats=repeats)
-    if mixed:  # recomputed layers make theirs one at a time
-        size += 2 * ((1 if recomputes else shape.layers) * shape.layer_parameters + shape.head_parameters)
+    size = activation_bytes(shape, config, tokens, computed, mixed=mixed, gpu=gpu, repeats=repeats)
+    if mixed:  # recomputed layers make theirs one at a time; of a base in 4 bits none is kept
+        layers = 0 if config.adapter.quantize else 1 if recomputes else shape.layers
+        size += 2 * (layers * shape.layer_parameters + shape.head_parameters)
     return size
+
+
+def _offloaded(memory: Memory) -> Memory:
+    """The parts of a split policy lie on the host; what computes (gathered layers, activations) stays on the device."""
+    host = memory.weights + memory.gradients + memory.optimizer + memory.reference
+    return replace(memory, weights=0.0, gradients=0.0, optimizer=0.0, reference=0.0, host=host)
 
 
 def rollouts_a_problem(config: Config) -> int:
@@ -193,34 +232,40 @@ def _generated_at_once(config: Config, devices: int, prompt: int) -> tuple[int, 
     return together * own, together * (prompt + own * blocks)
 
 
-def _engine_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: bool) -> float:
-    """The copy that generates: of another type, ahead of the update, or whole where the policy is sharded."""
+def engine_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: bool = False) -> float:
+    """The copy that generates: of another type, ahead of the update, or whole where the policy is sharded.
+
+    An adapter is merged into it, and it is never in 4 bits.
+    """
     if not rollouts_a_problem(config):
         return 0.0
-    kinds = {"auto": "bfloat16" if mixed else config.policy.dtype}
+    in_bfloat16 = mixed or (sharded and config.parallel.param_dtype == "bfloat16")
+    kinds = {"auto": "bfloat16" if in_bfloat16 else config.policy.dtype}
     kind = kinds.get(config.rollout.dtype, config.rollout.dtype)
     copied = config.rollout.ahead or kind != config.policy.dtype or sharded
     return float(shape.parameters * BYTES[kind]) if copied and not config.rollout.device else 0.0
 
 
-def _layout_bytes(shape: ModelShape, config: Config, computed: int, *, units: bool) -> float:
+def _layout_bytes(shape: ModelShape, config: Config, computed: int, *, mixed: bool, units: bool) -> float:
     """The blocked copies of large weights that live while the engine of this process generates on a CPU."""
     kind = config.rollout.dtype
     size = computed if kind == "auto" else BYTES[kind]
     blocked = size == BYTES["float32"] or (size == BYTES["bfloat16"] and units)
     if not rollouts_a_problem(config) or not blocked or config.rollout.engine != "transformers":
         return 0.0
-    layers = shape.layers * shape.layer_parameters if shape.width * shape.inner >= LEAST_ELEMENTS else 0
+    large = shape.width * shape.inner >= LEAST_ELEMENTS
+    in_place = config.adapter.quantize is not None and not engine_bytes(shape, config, mixed=mixed)
+    layers = shape.layers * shape.layer_parameters if large and not in_place else 0  # none of those in 4 bits
     head = shape.head_parameters if shape.head_parameters >= LEAST_ELEMENTS else 0
     return float(size) * (layers + head)
 
 
-def _exchange_bytes(shape: ModelShape, size: int, computed: int, devices: int, strategy: Strategy) -> float:
+def _exchange_bytes(shape: ModelShape, trained: float, computed: int, devices: int, strategy: Strategy) -> float:
     """DDP keeps gradients in buckets a second time; FSDP gathers two layers, embedding and head at a time."""
     if devices == 1:
         return 0.0
     if strategy == "ddp":
-        return float(shape.parameters * size)
+        return trained
     return float((2 * shape.layer_parameters + 2 * shape.head_parameters) * computed)
 
 

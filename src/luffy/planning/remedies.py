@@ -11,6 +11,7 @@ from luffy.planning.estimate import Plan, make_plan
 
 LEAST_BUDGET, LEAST_CHUNK = 1024, 2**20
 MOST_DEVICES = 4096
+RANK = 32  # of an adapter that is proposed
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +27,49 @@ def find_remedies(plan: Plan) -> Remedy | None:
 
     Each is tried on the plan and dropped where it does not lower the peak; the settings together are what fits.
     """
-    settings: dict[str, str] = {}
-    config, peak = plan.config, _least(plan)
-    for section, key, lower in LOWERED:
-        while (value := lower(config)) is not None:
-            changed = _changed(config, section, key, value)
-            tried = _with(plan, changed, plan.devices)
-            if _least(tried) >= peak and not tried.ok:
-                break
-            config, peak = changed, _least(tried)
-            settings[f"{section}.{key}"] = _named(section, key, value)
-            if tried.ok:
-                return Remedy(tuple(settings.values()), peak)
+    lowered, settings = _lower(plan)
+    if lowered.ok:
+        return _remedy(lowered, settings)
     devices = plan.devices
     while plan.device.gpu and devices < MOST_DEVICES:
         devices *= 2
-        if (fitting := _with(plan, config, devices)).ok:
-            return Remedy((*settings.values(), f"--gpus {devices}", *_sharding(fitting)), _least(fitting))
+        if (fitting := _with(plan, lowered.config, devices)).ok:
+            return _remedy(fitting, (*settings, f"--gpus {devices}"))
     return None
+
+
+def find_adapter(plan: Plan) -> Remedy | None:
+    """The same on the devices that there are, where an adapter is trained in place of all weights.
+
+    It is another training, so it is no remedy among others. None: there is one already, or it does not fit either.
+    """
+    if plan.config.adapter.rank is not None:
+        return None
+    config = _changed(plan.config, "adapter", "rank", RANK)
+    lowered, settings = _lower(_with(plan, config, plan.devices))
+    return _remedy(lowered, (f"adapter.rank={RANK}", *settings)) if lowered.ok else None
+
+
+def _lower(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
+    """The plan under the gentlest settings with which it fits, or under all that lower its peak; and those settings."""
+    settings: dict[str, str] = {}
+    if plan.ok:
+        return plan, ()
+    for section, key, lower in LOWERED:
+        while (value := lower(plan.config)) is not None:
+            tried = _with(plan, _changed(plan.config, section, key, value), plan.devices)
+            if _least(tried) >= _least(plan) and not tried.ok:
+                break
+            plan = tried
+            settings[f"{section}.{key}"] = _named(section, key, value)
+            if tried.ok:
+                return plan, tuple(settings.values())
+    return plan, tuple(settings.values())
+
+
+def _remedy(fitting: Plan, settings: tuple[str, ...]) -> Remedy:
+    """The settings, and sharding where it fits in parts alone, which the recipe may not have said."""
+    return Remedy((*settings, *_sharding(fitting)), _least(fitting))
 
 
 def gentlest_setting(plan: Plan) -> str | None:
@@ -58,7 +84,7 @@ def gentlest_setting(plan: Plan) -> str | None:
 
 
 def _named(section: str, key: str, value: Any) -> str:
-    return f"{section}.{key}={str(value).lower()}"
+    return f"{section}.{key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _checkpointing(config: Config) -> bool | None:
@@ -80,11 +106,27 @@ def _half_chunk(config: Config) -> int | None:
     return half if half >= LEAST_CHUNK else None
 
 
-LOWERED: tuple[tuple[str, str, Callable[[Config], int | bool | None]], ...] = (  # gentlest first; None: no lower
+def _offload(config: Config) -> bool | None:
+    return None if config.parallel.offload or config.adapter.quantize else True
+
+
+def _base_in_bfloat16(config: Config) -> str | None:
+    return "bfloat16" if config.adapter.rank is not None and config.policy.dtype == "float32" else None
+
+
+def _four_bits(config: Config) -> str | None:
+    possible = config.adapter.rank is not None and config.parallel.sharding == "none" and not config.parallel.offload
+    return "nf4" if possible and config.adapter.quantize is None else None
+
+
+LOWERED: tuple[tuple[str, str, Callable[[Config], int | bool | str | None]], ...] = (  # gentlest first; None: no lower
     ("policy", "gradient_checkpointing", _checkpointing),
     ("policy", "token_budget", _half_budget),
     ("rollout", "batch_tokens", _half_batch),
     ("policy", "chunk_elements", _half_chunk),
+    ("policy", "dtype", _base_in_bfloat16),  # of a frozen base; its adapter stays in float32
+    ("parallel", "offload", _offload),  # of several devices, where weights are split
+    ("adapter", "quantize", _four_bits),
 )
 
 
@@ -102,4 +144,5 @@ def _least(plan: Plan) -> float:
 
 
 def _sharding(plan: Plan) -> tuple[str, ...]:
-    return () if plan.fits("ddp") else ("parallel.sharding=full",)
+    needed = plan.config.parallel.offload or not plan.fits("ddp")
+    return ("parallel.sharding=full",) if needed and plan.config.parallel.sharding == "none" else ()

@@ -35,6 +35,16 @@ KNOWN["meta-llama/Llama-3.1-8B-Instruct"] = KNOWN["meta-llama/Llama-3.1-8B"]
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """A linear layer within a decoder layer."""
+
+    name: str  # as its module is called
+    reads: str  # what it multiplies; some read the same
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """A decoder of equal layers."""
 
@@ -59,6 +69,27 @@ class ModelShape:
     def key_value_width(self) -> int:
         """Of the keys of all heads."""
         return self.key_value_heads * self.head_width
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The linear layers of one layer."""
+        width, inner, attention, keys = self.width, self.inner, self.attention_width, self.key_value_width
+        if not self.gated:
+            return (
+                Matrix("c_attn", "first norm", width, attention + 2 * keys),
+                Matrix("c_proj", "attention", attention, width),
+                Matrix("c_fc", "second norm", width, inner),
+                Matrix("c_proj", "product", inner, width),
+            )
+        return (
+            Matrix("q_proj", "first norm", width, attention),
+            Matrix("k_proj", "first norm", width, keys),
+            Matrix("v_proj", "first norm", width, keys),
+            Matrix("o_proj", "attention", attention, width),
+            Matrix("gate_proj", "second norm", width, inner),
+            Matrix("up_proj", "second norm", width, inner),
+            Matrix("down_proj", "product", inner, width),
+        )
 
     @property
     def layer_parameters(self) -> int:

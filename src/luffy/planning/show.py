@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.box import SIMPLE
 from rich.table import Table
 
+from luffy.planning.adapter import trained_parameters
 from luffy.planning.estimate import Plan
 from luffy.planning.memory import HEADROOM
 
@@ -15,6 +16,7 @@ PARTS = {
     "optimizer": "optimizer states",
     "reference": "reference model",
     "engine": "engine's copy",
+    "unpacked": "a matrix out of 4 bits",
     "gradients": "update: gradients",
     "exchange": "update: buckets, gathered layers",
     "activations": "update: activations",
@@ -27,7 +29,8 @@ PARTS = {
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
     """Memory by part, then work, time and cost."""
-    memory = Table("memory on each device, GB", *plan.memory, box=SIMPLE)
+    columns = [f"{name}, offloaded" if one.host else name for name, one in plan.memory.items()]
+    memory = Table("memory on each device, GB", *columns, box=SIMPLE)
     for key, label in PARTS.items():
         values = [getattr(one, key) for one in plan.memory.values()]
         if any(values):
@@ -35,6 +38,9 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     memory.add_row("peak: what stays and the larger of the two", *(_gigabytes(m.peak) for m in plan.memory.values()))
     memory.add_row("device", *[_gigabytes(plan.device.memory)] * len(plan.memory))
     memory.add_row(f"fits, {HEADROOM:.0%} left free", *("yes" if plan.fits(one) else "no" for one in plan.memory))
+    if plan.offloads:
+        hosts = [_gigabytes(one.host) for one in plan.memory.values()]
+        memory.add_row("on the host: weights, gradients, optimizer", *hosts)
     yield memory
     work, seconds = plan.work, plan.seconds
     table = Table("a step", "tokens", "TFLOP", "seconds", box=SIMPLE)
@@ -55,6 +61,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     device = plan.device
     size = f"{plan.shape.parameters / 1e6:,.4g} million parameters"
     yield f"{plan.config.model}: {size} on {plan.devices} x {device.name}."
+    yield from _of_settings(plan)
     yield (
         f"{plan.config.steps} steps: {plan.hours:.3g} hours, {plan.hours * plan.devices:.3g} device hours"
         + (f", {plan.cost:,.2f} dollars at {plan.price:g} a device and hour" if plan.cost is not None else "")
@@ -65,6 +72,20 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         f"Rates: {device.flops / 1e12:.4g} TFLOP/s, of which {device.utilisation:.0%} in an update; "
         f"{device.bandwidth / 1e9:.4g} GB/s, of which {device.decode_utilisation:.0%} in decoding ({device.source})."
     )
+
+
+def _of_settings(plan: Plan) -> Iterator[str]:
+    """What an adapter and offloading mean for the figures."""
+    config, trained = plan.config, trained_parameters(plan.shape, plan.config)
+    if config.adapter.rank is not None:
+        held = ", held in 4 bits but for embedding, head and norms" if config.adapter.quantize else ""
+        yield f"An adapter of {trained / 1e6:,.4g} million parameters is trained; the base is frozen{held}."
+    if config.adapter.quantize:
+        yield "Times leave out what it takes to dequantise, but for reading and writing. Sharding is refused with it."
+    if plan.offloads:
+        yield "Times leave out the copies between host and GPU and that AdamW works on the host."
+    elif config.parallel.offload:
+        yield "parallel.offload moves nothing here: it is for the parts of weights that are split over several GPUs."
 
 
 def _gigabytes(size: float) -> str:

@@ -10,10 +10,18 @@ from pathlib import Path
 from luffy.algorithm.methods import METHODS
 from luffy.config import MINIATURE, Config
 from luffy.files import parse_json
+from luffy.planning.adapter import (
+    adapted_matrices,
+    adapter_parameters,
+    packed_parameters,
+    trained_parameters,
+    trained_size,
+)
 from luffy.planning.devices import Device
-from luffy.planning.memory import BYTES, computes_bfloat16, kept_a_token, rollouts_a_problem
+from luffy.planning.memory import BYTES, computes_bfloat16, engine_bytes, kept_by, rollouts_a_problem
 from luffy.planning.shape import ModelShape
 
+ADAPTED_CALL = 0.4  # of a layer's least time, which a matrix's adapter adds to it; measured on a CPU, as `call` is
 MEAN_SHARE = 0.4  # of rollout.max_tokens that a completion has on average, where nothing is known
 
 
@@ -99,7 +107,10 @@ def _mean(values: Sequence[int]) -> float:
 
 
 def count_work(shape: ModelShape, config: Config, lengths: Lengths) -> Work:
-    """Tokens and operations of a step: 2 a parameter and token forward, 4 backward, 2 more where it is recomputed."""
+    """Tokens and operations of a step: 2 a parameter and token forward, 4 backward, 2 more where it is recomputed.
+
+    A frozen parameter has 2 backward: the gradient goes on to what lies below, and there is none of the parameter.
+    """
     method = METHODS[config.method]
     own = rollouts_a_problem(config)
     if not own:
@@ -121,11 +132,13 @@ def count_work(shape: ModelShape, config: Config, lengths: Lengths) -> Work:
 def _update_flops(shape: ModelShape, config: Config, prompts: float, parts: Sequence[tuple[float, float]]) -> float:
     """parts: (tokens, their length); a causal query meets half of its row's keys, in two products."""
     passes = 4 if config.policy.gradient_checkpointing else 3
+    spared = 0 if config.adapter.rank is None else 1
     tokens = prompts + sum(count for count, _ in parts)
     body = 2 * shape.layers * shape.layer_parameters * tokens
+    adapter = 2 * adapter_parameters(shape, config) * tokens
     attention = sum(2 * 2 * shape.layers * shape.attention_width * count * length / 2 for count, length in parts)
-    head = 3 * 2 * shape.head_parameters * sum(count for count, _ in parts)
-    return passes * (body + attention) + head
+    head = 2 * shape.head_parameters * sum(count for count, _ in parts)
+    return (passes - spared) * body + passes * (attention + adapter) + (3 - spared) * head
 
 
 def time_step(
@@ -145,8 +158,9 @@ def time_step(
         shape, config, lengths, work, device
     )
     update = update / devices + _micro_batches(config, work, devices) * shape.layers * 4 * device.call
-    optimizer = 10.0 * shape.parameters * size / device.bandwidth * config.updates_per_step
-    exchange = 2.0 * shape.parameters * size / link * config.updates_per_step if devices > 1 else 0.0
+    changed = float(trained_parameters(shape, config) * trained_size(config, size))  # bytes
+    optimizer = 10.0 * changed / device.bandwidth * config.updates_per_step
+    exchange = 2.0 * changed / link * config.updates_per_step if devices > 1 else 0.0
     return Seconds(_generation(shape, config, lengths, work, device, devices, computed), update, optimizer, exchange)
 
 
@@ -157,7 +171,10 @@ def _beyond_products(shape: ModelShape, config: Config, lengths: Lengths, work: 
     tokens = work.prompts + trained
     repeats = (rows * lengths.prompt + trained) / tokens if tokens else 1.0
     passes = 4 / 3 if config.policy.gradient_checkpointing else 1.0  # of three: forward once, backward about twice
-    numbers = tokens * shape.layers * kept_a_token(shape, repeats) * passes
+    mixed = computes_bfloat16(shape, config, units=device.bfloat16 is not None)
+    computed = 2 if mixed else BYTES[config.policy.dtype]
+    kept = kept_by(shape, config, repeats, computed, mixed=mixed, gpu=device.gpu)
+    numbers = tokens * shape.layers * kept * passes
     return numbers * device.number + trained * shape.vocabulary * device.logit
 
 
@@ -181,9 +198,12 @@ def _generation(
     steps = longest * (rows / together)  # the longest of each wave
     alive = together * min(1.0, lengths.rollout / longest)  # rows on average
     held = alive * (lengths.prompt + lengths.rollout / 2)
-    read = shape.parameters * computed + 2 * shape.layers * shape.key_value_width * held * computed
+    in_place = not engine_bytes(shape, config, mixed=computed < BYTES[config.policy.dtype])
+    packed = packed_parameters(shape, config) if in_place else 0  # dequantised: written, and then read like others
+    read = (shape.parameters + packed) * computed + 2 * shape.layers * shape.key_value_width * held * computed
     reading = read / (device.bandwidth * device.decode_utilisation)
     multiplying = 2 * shape.parameters * alive / (device.decode_flops or device.flops * device.utilisation)
-    overhead = shape.layers * device.call + device.token + alive * shape.vocabulary * device.draw
+    calls = 1 + (ADAPTED_CALL * len(adapted_matrices(shape, config)) if in_place else 0)
+    overhead = shape.layers * calls * device.call + device.token + alive * shape.vocabulary * device.draw
     prefill = 2 * shape.layers * shape.layer_parameters * work.prompts / devices / (device.flops * device.utilisation)
     return steps * (reading + multiplying + overhead) + prefill
