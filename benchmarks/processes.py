@@ -8,7 +8,8 @@ after every step, each process its part, and taken up by a learner with another 
 host.
 
 A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
-without signal, micro-batches of few tokens. What is compared are all weights, in float64 (to 1e-9) and float32.
+without signal, micro-batches of few tokens. All processes but the first begin with other weights, which must not count.
+What is compared are all weights, in float64 (to 1e-9) and float32.
 """
 
 from __future__ import annotations
@@ -153,6 +154,8 @@ def make_learner(config: Any, dtype: str, world: Any) -> tuple[Any, Any]:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if config.adapter.rank is not None:
         add_adapter(model, config.adapter, seed=0)
+    for weight in model.parameters():
+        weight.data.add_(0.1 * world.rank)  # what the others begin with must not count
     tokenizer: Any = None
     loaded = LoadedModel(model, tokenizer, (2,), 0)
     return Learner(loaded, config, world), loaded

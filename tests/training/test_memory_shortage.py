@@ -8,7 +8,10 @@ import torch
 
 from luffy import load_config
 from luffy.errors import ModelError, RunError
-from luffy.planning.shortage import shortage_explained
+from luffy.planning.devices import Device
+from luffy.planning.shortage import explain_shortage, shortage_explained
+
+SMALL_GENERATION = {"rollout.max_tokens": 512, "data.max_prompt_tokens": 512, "rollout.batch_tokens": 8192}
 
 LIMITED_RUN = """
 import resource, sys
@@ -68,6 +71,29 @@ def test_every_way_of_saying_so_is_understood(error):
     config = load_config(None, {"model": "Qwen/Qwen2.5-Math-7B", "policy.token_budget": 8192})
     with pytest.raises(RunError, match=r"memory ran out .*By the plan"), shortage_explained(config):
         raise error
+
+
+def test_of_several_processes_each_has_its_share_of_the_machine_and_of_the_model(monkeypatch):
+    machine = Device("a machine", 100e9, flops=1e12, bandwidth=1e11)
+    monkeypatch.setattr("luffy.planning.shortage.this_machine", lambda: machine)
+    settings = {"model": "Qwen/Qwen2.5-Math-1.5B", "policy.autocast": "none", "policy.token_budget": 4096}
+
+    def said(processes, **more):
+        return explain_shortage(load_config(None, settings | more), "MemoryError", processes)
+
+    alone, copies, parts = said(1), said(4), said(4, **{"parallel.sharding": "full"})
+    assert "there are 100 GB" in alone
+    assert "there are 25 GB" in copies
+    needed = [float(text.partition("takes up to ")[2].partition(" GB")[0]) for text in (copies, alone, parts)]
+    assert needed == sorted(needed, reverse=True)
+    assert len(set(needed)) == 3  # DDP's buckets, none, parts
+
+
+def test_a_run_that_fits_in_parts_alone_is_told_so(monkeypatch):
+    machine = Device("a machine", 120e9, flops=1e12, bandwidth=1e11)
+    monkeypatch.setattr("luffy.planning.shortage.this_machine", lambda: machine)
+    config = load_config(None, {"model": "Qwen/Qwen2.5-Math-1.5B", "policy.token_budget": 4096} | SMALL_GENERATION)
+    assert "It fits with parallel.sharding=full" in explain_shortage(config, "MemoryError", 4)
 
 
 def test_other_errors_stay_what_they_are():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,20 +12,24 @@ from luffy.config import Config
 from luffy.errors import LuffyError, ModelError, RunError
 from luffy.planning.devices import Device, this_machine
 from luffy.planning.estimate import Plan, make_plan
+from luffy.planning.memory import Strategy
 from luffy.planning.remedies import find_remedies, gentlest_setting
 
 SIGNS = ("out of memory", "allocate memory", "bad_alloc", "not enough memory", "could not create a memory")
 
 
 @contextmanager
-def shortage_explained(config: Config) -> Iterator[None]:
-    """Turn the libraries' ways of saying that memory ran out into a RunError that names the setting that helps."""
+def shortage_explained(config: Config, processes: int = 1) -> Iterator[None]:
+    """Turn the libraries' ways of saying that memory ran out into a RunError that names the setting that helps.
+
+    processes: that train together, each on a GPU of its own or all in the memory of this machine.
+    """
     try:
         yield
     except (MemoryError, RuntimeError, ModelError) as error:  # torch's own are RuntimeErrors
         if not is_shortage(error):
             raise
-        raise RunError(explain_shortage(config, str(error) or "MemoryError")) from None
+        raise RunError(explain_shortage(config, str(error) or "MemoryError", processes)) from None
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -33,20 +38,23 @@ def is_shortage(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(sign in text for sign in SIGNS)
 
 
-def explain_shortage(config: Config, reason: str) -> str:
+def explain_shortage(config: Config, reason: str, processes: int = 1) -> str:
     """What ran out, how much the plan says is needed, and what to change."""
     reason = _core(reason)
     try:
-        device = _device_of(config)
-        plan = make_plan(config, device)
-        needed = min(memory.peak for memory in plan.memory.values())
+        device = _device_of(config, processes)
+        plan = make_plan(config, device, processes)
+        strategy: Strategy = "fsdp" if processes > 1 and config.parallel.sharding == "full" else "ddp"
+        needed = plan.memory[strategy].peak
         size = f"By the plan it takes up to {needed / 1e9:.3g} GB at once, and there are {device.memory / 1e9:.3g} GB"
-        return f"memory ran out ({reason}). {size}. {_advice(plan)}"
+        return f"memory ran out ({reason}). {size}. {_advice(plan, strategy)}"
     except LuffyError:  # a model whose sizes cannot be read
         return f"memory ran out ({reason}). Set policy.gradient_checkpointing=true, or lower policy.token_budget."
 
 
-def _advice(plan: Plan) -> str:
+def _advice(plan: Plan, strategy: Strategy) -> str:
+    if plan.ok and not plan.fits(strategy):
+        return "It fits with parallel.sharding=full (`luffy plan` shows the parts)."
     if not plan.ok:
         remedy = find_remedies(plan)
         if remedy is None:
@@ -57,14 +65,16 @@ def _advice(plan: Plan) -> str:
     return f"So other programs, or a limit, take the rest: end them, or {lower}."
 
 
-def _device_of(config: Config) -> Device:
-    """Where the run computes, with the memory that it may use there."""
+def _device_of(config: Config, processes: int) -> Device:
+    """Where the run computes, with the memory that a process may use there."""
     import torch
 
     if torch.cuda.is_available() and config.policy.device != "cpu":
         memory = float(torch.cuda.get_device_properties(0).total_memory)
         return replace(this_machine(), name=torch.cuda.get_device_name(), memory=memory, gpu=True, bfloat16={})
     machine = this_machine()
+    on_it = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    machine = replace(machine, memory=machine.memory / on_it)
     if sys.platform != "win32":
         import resource
 

@@ -86,10 +86,10 @@ def _train_in(
 
 def _train_and_account(run: Run) -> RunSummary:
     try:
-        with shortage_explained(run.config):
+        with shortage_explained(run.config, run.world.size):
             run.prepare()
         try:
-            with shortage_explained(run.config):
+            with shortage_explained(run.config, run.world.size):
                 return _train(run)
         except RunError as error:
             raise run.recorder.failed(error) from None

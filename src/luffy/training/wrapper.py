@@ -38,6 +38,7 @@ class Wrapper:
             return
         self.accelerator = accelerator
         with self.world.lost_are_named():
+            self._begin_alike()
             if self.sharded:
                 self._split()
             self.module = self.scorer if self.sharded else accelerator.prepare(self.scorer)
@@ -80,12 +81,22 @@ class Wrapper:
                 for name, value in optimizer.state.get(parameter, {}).items()
             )
 
+    def _scorers(self) -> list[Scorer]:
+        """Of the policy and of the reference; under an adapter they are one."""
+        return list(dict.fromkeys(filter(None, (self.scorer, self.reference))))
+
+    def _begin_alike(self) -> None:
+        """All processes have the weights of the first."""
+        if self.world.size == 1:
+            return
+        for scorer in self._scorers():
+            for weight in (*scorer.parameters(), *scorer.buffers()):
+                dist.broadcast(weight.detach(), src=0)
+
     def _split(self) -> None:
         mesh = init_device_mesh(self.scorer.model.device.type, (self.world.size,))
         param_dtype = torch.bfloat16 if self.config.parallel.param_dtype == "bfloat16" else None
-        for scorer in dict.fromkeys(filter(None, (self.scorer, self.reference))):  # under an adapter they are one
-            for weight in {id(one): one for one in scorer.state_dict(keep_vars=True).values()}.values():
-                dist.broadcast(weight.detach(), src=0)
+        for scorer in self._scorers():
             shard(scorer, mesh, param_dtype, offload=self.config.parallel.offload)
 
     def _whole(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
