@@ -1,5 +1,7 @@
 """The plan of an adapter, of a base in 4 bits, and of parts on the host: by hand, and against what torch counts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -159,6 +161,38 @@ def test_weights_gathered_in_bfloat16_are_computed_and_generated_with_in_it():
     assert less.weights == plain.weights
 
 
+def test_vllm_takes_its_share_and_gives_it_back_where_it_sleeps():
+    settings = {"model": SEVEN, "rollout.engine": "vllm"}
+    device = find_device("A100-80")
+
+    def planned(**more):
+        config = load_config(None, settings | {f"rollout.{key.replace('__', '.')}": one for key, one in more.items()})
+        return make_plan(config, device, 1).memory["ddp"]
+
+    weights = 2 * read_shape(SEVEN).parameters  # products are bfloat16 there
+    assert planned().engine == pytest.approx(0.3 * 80e9)
+    assert planned().generation == 0
+    assert planned(vllm__cache_gib=4).engine == weights + 4 * 2**30
+    asleep = planned(vllm__sleep=True)
+    assert (asleep.engine, asleep.generation, asleep.host) == (0, pytest.approx(0.3 * 80e9), weights)
+    assert planned(engine="vllm_server", vllm__server="http://elsewhere:8000").engine == 0
+    assert planned(engine="vllm_server").engine == planned().engine
+
+
+def test_sleep_is_proposed_and_a_share_that_is_too_small_is_named(tmp_path):
+    config = load_config(
+        None, {"model": "Qwen/Qwen2.5-Math-1.5B", "rollout.engine": "vllm", "policy.token_budget": 1024}
+    )
+    device = replace(find_device("A100-80"), memory=44e9)
+    remedy = find_remedies(make_plan(config, device, 1))
+    assert remedy is not None
+    assert "rollout.vllm.sleep=true" in remedy.settings
+    recipe = tmp_path / "large.yaml"
+    recipe.write_text(f"model: {SEVEN}\nrollout: {{engine: vllm, vllm: {{memory_share: 0.1}}}}\n")
+    said = CliRunner().invoke(application, ["plan", str(recipe), "--gpu", "A100-80"]).stdout
+    assert "rollout.vllm.memory_share=0.1 is 8 GB" in said
+
+
 def test_remedies_name_what_can_be_set_together():
     config = load_config(None, {"model": SEVEN})
     small = find_device("A100-40")
@@ -192,7 +226,7 @@ def test_command_says_what_an_adapter_and_offloading_mean(tmp_path):
     assert "a matrix out of 4 bits" in four_bits
     offloaded = said("--gpu", "A100-80", "--gpus", "4", "parallel.sharding=full", "parallel.offload=true")
     assert "fsdp, offloaded" in offloaded
-    assert "on the host: weights, gradients, optimizer" in offloaded
+    assert "on the host of each process" in offloaded
     assert "parallel.offload moves nothing here" in said(
         "--gpu", "A100-80", "parallel.sharding=full", "parallel.offload=true"
     )

@@ -11,7 +11,7 @@ from luffy.errors import ModelError, RunError
 from luffy.planning.devices import Device
 from luffy.planning.shortage import explain_shortage, shortage_explained
 
-SMALL_GENERATION = {"rollout.max_tokens": 512, "data.max_prompt_tokens": 512, "rollout.batch_tokens": 8192}
+LARGE = {"model": "Qwen/Qwen2.5-Math-1.5B", "policy.autocast": "none", "policy.token_budget": 4096}
 
 LIMITED_RUN = """
 import resource, sys
@@ -73,27 +73,35 @@ def test_every_way_of_saying_so_is_understood(error):
         raise error
 
 
-def test_of_several_processes_each_has_its_share_of_the_machine_and_of_the_model(monkeypatch):
-    machine = Device("a machine", 100e9, flops=1e12, bandwidth=1e11)
-    monkeypatch.setattr("luffy.planning.shortage.this_machine", lambda: machine)
-    settings = {"model": "Qwen/Qwen2.5-Math-1.5B", "policy.autocast": "none", "policy.token_budget": 4096}
+@pytest.fixture
+def machine(monkeypatch):
+    """Says how much memory this machine has."""
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
-    def said(processes, **more):
-        return explain_shortage(load_config(None, settings | more), "MemoryError", processes)
+    def has(gigabytes):
+        device = Device("a machine", gigabytes * 1e9, flops=1e12, bandwidth=1e11)
+        monkeypatch.setattr("luffy.planning.shortage.this_machine", lambda: device)
 
-    alone, copies, parts = said(1), said(4), said(4, **{"parallel.sharding": "full"})
+    return has
+
+
+def test_of_several_processes_each_has_its_share_of_the_machine_and_of_the_model(machine):
+    machine(100)
+    copies, alone, parts = (
+        explain_shortage(load_config(None, LARGE | more), "MemoryError", processes)
+        for processes, more in [(4, {}), (1, {}), (4, {"parallel.sharding": "full"})]
+    )
     assert "there are 100 GB" in alone
     assert "there are 25 GB" in copies
     needed = [float(text.partition("takes up to ")[2].partition(" GB")[0]) for text in (copies, alone, parts)]
-    assert needed == sorted(needed, reverse=True)
-    assert len(set(needed)) == 3  # DDP's buckets, none, parts
+    assert needed[0] > needed[1] > needed[2]  # DDP's buckets; neither buckets nor parts; parts
 
 
-def test_a_run_that_fits_in_parts_alone_is_told_so(monkeypatch):
-    machine = Device("a machine", 120e9, flops=1e12, bandwidth=1e11)
-    monkeypatch.setattr("luffy.planning.shortage.this_machine", lambda: machine)
-    config = load_config(None, {"model": "Qwen/Qwen2.5-Math-1.5B", "policy.token_budget": 4096} | SMALL_GENERATION)
-    assert "It fits with parallel.sharding=full" in explain_shortage(config, "MemoryError", 4)
+def test_a_run_that_fits_in_parts_alone_is_told_so(machine):
+    machine(200)
+    assert "It fits with parallel.sharding=full" in explain_shortage(load_config(None, LARGE), "MemoryError", 4)
+    in_parts = load_config(None, LARGE | {"parallel.sharding": "full"})
+    assert "other programs, or a limit, take the rest" in explain_shortage(in_parts, "MemoryError", 4)
 
 
 def test_other_errors_stay_what_they_are():

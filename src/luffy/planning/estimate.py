@@ -39,7 +39,7 @@ class Plan:
     @property
     def offloads(self) -> bool:
         """Whether the parts of a split policy lie on the host."""
-        return any(one.host for one in self.memory.values())
+        return self.config.parallel.offload and any(one.host for one in self.memory.values())
 
     @property
     def hours(self) -> float:
@@ -79,7 +79,9 @@ def make_plan(
     strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if splits else ("ddp",)
     units = device.bfloat16 is not None
     memory = {
-        one: estimate_memory(shape, config, devices=devices, strategy=one, gpu=device.gpu, units=units)
+        one: estimate_memory(
+            shape, config, devices=devices, strategy=one, gpu=device.gpu, units=units, device_memory=device.memory
+        )
         for one in strategies
     }
     lengths = assume_lengths(config, rollout=mean_tokens)

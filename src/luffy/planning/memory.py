@@ -147,12 +147,13 @@ def estimate_memory(
     prompt: int | None = None,
     micro_batches: Sequence[int] = (),
     repeats: float = 1.0,
+    device_memory: float | None = None,
 ) -> Memory:
     """Memory by part on each of `devices`, when the most is there.
 
     units: whether a device multiplies bfloat16. prompt: tokens of the longest; default: the limit.
     micro_batches: tokens of each; default: several, of the budget or the longest row where that is longer, which gets a
-    micro-batch of its own. repeats: see `kept_a_token`.
+    micro-batch of its own. repeats: see `kept_a_token`. device_memory: bytes, of which vLLM takes its share.
     """
     policy, trained = config.policy, trained_parameters(shape, config)
     sharded = strategy == "fsdp" and devices > 1
@@ -178,6 +179,8 @@ def estimate_memory(
         layout=0.0 if gpu else _layout_bytes(shape, config, computed, mixed=mixed, units=units),
         unpacked=unpacked_bytes(shape, config, computed),
     )
+    if _generates_by_vllm(config):
+        memory = _with_vllm(memory, shape, config, mixed=mixed, sharded=sharded, device_memory=device_memory)
     if sharded and gpu and config.parallel.offload:
         memory = _offloaded(memory)
     given = micro_batches or [max(policy.token_budget, longest_row(config, prompt))] * 2
@@ -209,8 +212,36 @@ def _update_bytes(
 
 def _offloaded(memory: Memory) -> Memory:
     """The parts of a split policy lie on the host; what computes (gathered layers, activations) stays on the device."""
-    host = memory.weights + memory.gradients + memory.optimizer + memory.reference
+    host = memory.host + memory.weights + memory.gradients + memory.optimizer + memory.reference
     return replace(memory, weights=0.0, gradients=0.0, optimizer=0.0, reference=0.0, host=host)
+
+
+def _generates_by_vllm(config: Config) -> bool:
+    return config.rollout.engine != "transformers" and rollouts_a_problem(config) > 0
+
+
+def _with_vllm(
+    memory: Memory, shape: ModelShape, config: Config, *, mixed: bool, sharded: bool, device_memory: float | None
+) -> Memory:
+    """The same where vLLM generates: weights of its own and a cache that stays, its logits counted within its share.
+
+    A server that was there before has a device of its own. One that sleeps is away while the policy is updated.
+    """
+    wanted, apart = config.rollout.vllm, config.rollout.engine == "vllm_server"
+    memory = replace(memory, cache=0.0, sampling=0.0, layout=0.0)
+    if apart and wanted.server:
+        return replace(memory, engine=0.0)
+    size = BYTES[_generating_type(config, mixed=mixed, sharded=sharded)]
+    weights = float(shape.parameters * size)
+    a_row = wanted.max_length or longest_row(config, config.data.max_prompt_tokens)
+    cache = 2.0 * shape.layers * shape.key_value_width * a_row * size  # of one row: the least that it starts with
+    if wanted.cache_gib is not None:
+        cache = wanted.cache_gib * 2**30
+    elif device_memory is not None:
+        cache = max(cache, wanted.memory_share * device_memory - weights)
+    if wanted.sleep and not apart:
+        return replace(memory, engine=0.0, cache=weights + cache, host=weights)
+    return replace(memory, engine=weights + cache)
 
 
 def rollouts_a_problem(config: Config) -> int:
@@ -239,11 +270,15 @@ def engine_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: boo
     """
     if not rollouts_a_problem(config):
         return 0.0
-    in_bfloat16 = mixed or (sharded and config.parallel.param_dtype == "bfloat16")
-    kinds = {"auto": "bfloat16" if in_bfloat16 else config.policy.dtype}
-    kind = kinds.get(config.rollout.dtype, config.rollout.dtype)
+    kind = _generating_type(config, mixed=mixed, sharded=sharded)
     copied = config.rollout.ahead or kind != config.policy.dtype or sharded
     return float(shape.parameters * BYTES[kind]) if copied and not config.rollout.device else 0.0
+
+
+def _generating_type(config: Config, *, mixed: bool, sharded: bool) -> str:
+    in_bfloat16 = mixed or (sharded and config.parallel.param_dtype == "bfloat16")
+    kinds = {"auto": "bfloat16" if in_bfloat16 else config.policy.dtype}
+    return kinds.get(config.rollout.dtype, config.rollout.dtype)
 
 
 def _layout_bytes(shape: ModelShape, config: Config, computed: int, *, mixed: bool, units: bool) -> float:

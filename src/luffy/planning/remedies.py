@@ -110,6 +110,11 @@ def _offload(config: Config) -> bool | None:
     return None if config.parallel.offload or config.adapter.quantize else True
 
 
+def _sleep(config: Config) -> bool | None:
+    asleep = config.rollout.engine != "vllm" or config.rollout.vllm.sleep or config.rollout.ahead
+    return None if asleep else True
+
+
 def _base_in_bfloat16(config: Config) -> str | None:
     return "bfloat16" if config.adapter.rank is not None and config.policy.dtype == "float32" else None
 
@@ -124,6 +129,7 @@ LOWERED: tuple[tuple[str, str, Callable[[Config], int | bool | str | None]], ...
     ("policy", "token_budget", _half_budget),
     ("rollout", "batch_tokens", _half_batch),
     ("policy", "chunk_elements", _half_chunk),
+    ("rollout", "vllm.sleep", _sleep),
     ("policy", "dtype", _base_in_bfloat16),  # of a frozen base; its adapter stays in float32
     ("parallel", "offload", _offload),  # of several devices, where weights are split
     ("adapter", "quantize", _four_bits),
@@ -131,8 +137,11 @@ LOWERED: tuple[tuple[str, str, Callable[[Config], int | bool | str | None]], ...
 
 
 def _changed(config: Config, section: str, key: str, value: Any) -> Config:
-    part = getattr(config, section).model_copy(update={key: value})
-    return config.model_copy(update={section: part})
+    part = getattr(config, section)
+    outer, _, inner = key.rpartition(".")
+    if outer:
+        key, value = outer, getattr(part, outer).model_copy(update={inner: value})
+    return config.model_copy(update={section: part.model_copy(update={key: value})})
 
 
 def _with(plan: Plan, config: Config, devices: int) -> Plan:

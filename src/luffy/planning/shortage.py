@@ -54,7 +54,8 @@ def explain_shortage(config: Config, reason: str, processes: int = 1) -> str:
 
 def _advice(plan: Plan, strategy: Strategy) -> str:
     if plan.ok and not plan.fits(strategy):
-        return "It fits with parallel.sharding=full (`luffy plan` shows the parts)."
+        other = "full" if strategy == "ddp" else "none"
+        return f"It fits with parallel.sharding={other} (`luffy plan` shows the parts)."
     if not plan.ok:
         remedy = find_remedies(plan)
         if remedy is None:

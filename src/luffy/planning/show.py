@@ -15,7 +15,7 @@ PARTS = {
     "weights": "weights",
     "optimizer": "optimizer states",
     "reference": "reference model",
-    "engine": "engine's copy",
+    "engine": "engine's weights; vLLM's cache, too",
     "unpacked": "a matrix out of 4 bits",
     "gradients": "update: gradients",
     "exchange": "update: buckets, gathered layers",
@@ -29,7 +29,7 @@ PARTS = {
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
     """Memory by part, then work, time and cost."""
-    columns = [f"{name}, offloaded" if one.host else name for name, one in plan.memory.items()]
+    columns = [f"{name}, offloaded" if plan.offloads and name == "fsdp" else name for name in plan.memory]
     memory = Table("memory on each device, GB", *columns, box=SIMPLE)
     for key, label in PARTS.items():
         values = [getattr(one, key) for one in plan.memory.values()]
@@ -38,9 +38,9 @@ def plan_tables(plan: Plan) -> Iterator[Table]:
     memory.add_row("peak: what stays and the larger of the two", *(_gigabytes(m.peak) for m in plan.memory.values()))
     memory.add_row("device", *[_gigabytes(plan.device.memory)] * len(plan.memory))
     memory.add_row(f"fits, {HEADROOM:.0%} left free", *("yes" if plan.fits(one) else "no" for one in plan.memory))
-    if plan.offloads:
+    if any(one.host for one in plan.memory.values()):
         hosts = [_gigabytes(one.host) for one in plan.memory.values()]
-        memory.add_row("on the host: weights, gradients, optimizer", *hosts)
+        memory.add_row("on the host of each process", *hosts)
     yield memory
     work, seconds = plan.work, plan.seconds
     table = Table("a step", "tokens", "TFLOP", "seconds", box=SIMPLE)
@@ -82,10 +82,27 @@ def _of_settings(plan: Plan) -> Iterator[str]:
         yield f"An adapter of {trained / 1e6:,.4g} million parameters is trained; the base is frozen{held}."
     if config.adapter.quantize:
         yield "Times leave out what it takes to dequantise, but for reading and writing. Sharding is refused with it."
+    if config.rollout.engine != "transformers":
+        yield from _of_vllm(plan)
     if plan.offloads:
         yield "Times leave out the copies between host and GPU and that AdamW works on the host."
     elif config.parallel.offload:
         yield "parallel.offload moves nothing here: it is for the parts of weights that are split over several GPUs."
+
+
+def _of_vllm(plan: Plan) -> Iterator[str]:
+    """What a plan counts of vLLM."""
+    wanted = plan.config.rollout.vllm
+    if plan.config.rollout.engine == "vllm_server" and wanted.server:
+        yield "The server is taken to have devices of its own: nothing of it is counted."
+        return
+    took = min(one.engine + one.cache for one in plan.memory.values())
+    share = wanted.memory_share * plan.device.memory
+    if wanted.cache_gib is None and took > share:
+        yield (
+            f"rollout.vllm.memory_share={wanted.memory_share:g} is {_gigabytes(share)} GB; vLLM's weights and one row "
+            f"take {_gigabytes(took)} GB: raise it."
+        )
 
 
 def _gigabytes(size: float) -> str:

@@ -198,7 +198,9 @@ def _generation(
     steps = longest * (rows / together)  # the longest of each wave
     alive = together * min(1.0, lengths.rollout / longest)  # rows on average
     held = alive * (lengths.prompt + lengths.rollout / 2)
-    in_place = not engine_bytes(shape, config, mixed=computed < BYTES[config.policy.dtype])
+    in_place = config.rollout.engine == "transformers" and not engine_bytes(
+        shape, config, mixed=computed < BYTES[config.policy.dtype]
+    )
     packed = packed_parameters(shape, config) if in_place else 0  # dequantised: written, and then read like others
     read = (shape.parameters + packed) * computed + 2 * shape.layers * shape.key_value_width * held * computed
     reading = read / (device.bandwidth * device.decode_utilisation)
