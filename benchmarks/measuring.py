@@ -73,13 +73,7 @@ def report(name: str, rows: Sequence[dict[str, Any]], **measured: Any) -> None:
     measured: what the rows were made from, for the file alone.
     """
     show(name, rows)
-    machine = {
-        "processor": next(
-            (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
-        ),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    machine = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(
         json.dumps({"machine": machine, "rows": list(rows)} | measured, indent=2) + "\n"
@@ -90,6 +84,12 @@ def replace(path: Path, name: str, text: str) -> None:
     """Put text between the markers of that name, where the file has them."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     path.write_text(pattern.sub(lambda match: f"{match[1]}{text}\n{match[2]}", path.read_text()))
+
+
+def processor() -> str:
+    """Its name, as far as the system says it."""
+    names = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def has_bfloat16() -> bool:

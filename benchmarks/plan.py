@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import NO_UNITS, RESULTS, ROOT, outcome, report, show
+from measuring import NO_UNITS, RESULTS, ROOT, outcome, processor, report, show
 from measuring import replace as replace_text
 from memory import resident
 from workload import SHAPES, Lengths, Work, build_model, draw_problems, reward, save_model
@@ -197,7 +197,7 @@ def as_table(cases: dict[str, Any]) -> str:
             f"({sizes[0] / sizes[1] - 1:+.0%}) | {sizes[2]:.2f} | {seconds:.1f} | {taken:.1f} "
             f"({seconds / taken - 1:+.0%}) |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", f"One thread of a processor that calls itself {processor()}."])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The arithmetic of `luffy plan`: against numbers worked out by hand, and against what torch counts."""
 
+import gc
 import json
 from dataclasses import asdict, replace
 
@@ -16,8 +17,9 @@ from luffy.planning.devices import Device, read_device
 from luffy.planning.measure import measure_machine
 from luffy.planning.memory import kept_a_token, logit_bytes, micro_batch_tokens, rollouts_a_problem
 from luffy.planning.shape import KNOWN, shape_of
-from luffy.planning.work import Lengths, count_work, time_step
+from luffy.planning.work import ADAPTED_CALL, Lengths, count_work, time_step
 from luffy.policy import Scorer, split_packed
+from luffy.rollout.lean import LeanForward
 from tiny_models import SHAPE
 
 GPT2 = GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64)
@@ -197,10 +199,48 @@ def test_measured_rates_are_kept_and_read_again(tmp_path, monkeypatch):
 
 
 def test_what_the_plan_copies_of_the_engine_so_as_to_need_no_torch():
-    from luffy.planning import memory
-    from luffy.rollout import cache, packed_linear
+    from luffy.planning import memory, shape
+    from luffy.rollout import cache, lean, packed_linear
 
-    assert (memory.LEAST_ELEMENTS, memory.BLOCK) == (packed_linear.LEAST_ELEMENTS, cache.BLOCK)
+    assert (memory.LEAST_ELEMENTS, memory.LARGEST_COPY) == (packed_linear.LEAST_ELEMENTS, packed_linear.LARGEST_COPY)
+    assert (memory.BLOCK, shape.LEAN) == (cache.BLOCK, lean.ARCHITECTURES)
+
+
+def bytes_joined(model):
+    """What a lean decoder holds beside the model's own weights."""
+    before = {id(one) for one in gc.get_objects() if isinstance(one, torch.Tensor)}
+    own = {weight.data_ptr() for weight in model.parameters()}
+    decoder = LeanForward(model)
+    found = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and id(one) not in before]
+    assert decoder
+    return sum(one.nbytes for one in found if one.layout != torch.strided or one.data_ptr() not in own)
+
+
+@pytest.mark.filterwarnings("ignore:.*reduce_op:FutureWarning")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("width", "inner", "vocabulary"), [(32, 64, 64), (256, 768, 512), (256, 8320, 64)])
+def test_copies_that_decode_in_few_calls_take_what_torch_takes(width, inner, vocabulary, dtype):
+    given = {"hidden_size": width, "intermediate_size": inner, "vocab_size": vocabulary}
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE | given)).to(getattr(torch, dtype)).eval()
+    planned = estimate_memory(shape_of(model.config.to_dict()), load_config(None, {"policy.dtype": dtype}))
+    assert planned.layout == bytes_joined(model)
+
+
+def test_a_model_that_is_decoded_in_few_calls_takes_their_time():
+    lengths, device = Lengths(10, 20, 0, ""), Device("a", 1e9, 1e12, 1e12, call=2.0, lean={"call": 0.5, "token": 0.1})
+    llama, other = read_shape("miniature"), replace(read_shape("miniature"), lean=False)
+
+    def planned(shape, **more):
+        config = load_config(None, {"method": "on_policy", "problems_per_step": 1} | more)
+        work = count_work(shape, config, lengths)
+        return time_step(shape, config, lengths, work, device, 1).generation / config.rollout.max_tokens
+
+    assert llama.lean
+    assert planned(llama) == pytest.approx(3 * 0.5 + 0.1, rel=1e-3)
+    assert planned(other) == pytest.approx(3 * 2.0, rel=1e-3)
+    beside = planned(llama, **{"adapter.rank": 4})  # its modules are not the library's: seven with an adapter each
+    assert beside == pytest.approx(3 * 2.0 * (1 + 7 * ADAPTED_CALL), rel=1e-3)
+    assert planned(llama, **{"adapter.rank": 4, "rollout.dtype": "bfloat16"}) == pytest.approx(1.6, rel=1e-3)  # merged
 
 
 def test_bfloat16_products_of_a_large_model_take_a_copy_that_generates_and_the_rates_for_them():

@@ -41,10 +41,16 @@ class Device:
     source: str = "stated"
     gpu: bool = False
     bfloat16: Mapping[str, float] | None = None  # rates that differ for products of bfloat16; None: it has no units
+    lean: Mapping[str, float] | None = None  # `call` and `token` of models that decode in few calls; None: as others
 
     def computing_bfloat16(self) -> Device:
         """The same device with its rates for bfloat16, where it has units for it."""
         rates: dict[str, Any] = dict(self.bfloat16 or {})
+        return replace(self, **rates)
+
+    def decoding_lean(self) -> Device:
+        """The same device where a decode step is made of few calls."""
+        rates: dict[str, Any] = dict(self.lean or {})
         return replace(self, **rates)
 
 

@@ -48,7 +48,8 @@ def measure_device() -> Device:
     bandwidth = _copy_rate(where, size)
     rates = _rates(where, dtype, size, bandwidth)
     in_bfloat16 = {} if gpu else _rates(where, torch.bfloat16, size, bandwidth) if multiplies_bfloat16() else None
-    call, token = _decode_overhead(where)
+    call, token = _decode_overhead(where, lean=False)
+    few_calls, few_tokens = _decode_overhead(where, lean=True)
     return Device(
         torch.cuda.get_device_name() if gpu else "this machine",
         float(torch.cuda.get_device_properties(0).total_memory) if gpu else memory_here(),
@@ -60,6 +61,7 @@ def measure_device() -> Device:
         source="measured",
         gpu=gpu,
         bfloat16=in_bfloat16,
+        lean={"call": few_calls, "token": few_tokens},
         **rates,
     )
 
@@ -144,14 +146,19 @@ def _decode_rates(where: torch.device, dtype: torch.dtype, size: int) -> tuple[f
     return parameters * few.element_size() / of_none, 2.0 * parameters / a_row
 
 
-def _decode_overhead(where: torch.device) -> tuple[float, float]:
-    """Seconds of a layer, and of a decode step outside the layers: of two models that are all calls and no size."""
+def _decode_overhead(where: torch.device, *, lean: bool) -> tuple[float, float]:
+    """Seconds of a layer, and of a decode step outside the layers: of two models that are all calls and no size.
+
+    lean: whether a decode step may be made of few calls (rollout/lean.py); else the library's forward pass makes it.
+    """
     from luffy.rollout import Sampling, TransformersEngine
 
     few, many = 2, 8
     actions = []
     for layers in (few, many):
         model = _random_model(64, 128, layers, 64).to(where)
+        if not lean:
+            model.register_forward_hook(lambda *_: None)  # a model with a hook is decoded by its own forward pass
         engine = TransformersEngine(model, eos_ids=[], pad_id=0)  # nothing ends a completion
         actions.append(partial(engine.generate, [[1, 2, 3]], ROWS, Sampling(LENGTH)))
     shallow, deep = (seconds / LENGTH for seconds in least_seconds(*actions))

@@ -27,6 +27,7 @@ BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 HEADROOM = 0.1  # share of the device's memory that a plan leaves free
 SAMPLING_BUFFERS = 3  # of the logits of all rows, where tokens are drawn
 LEAST_ELEMENTS = 2**16  # of a weight that is laid out anew (rollout/packed_linear.py)
+LARGEST_COPY = 2**22  # elements of joined weights that are copied as they are (there, too)
 BLOCK = 64  # tokens by which the cache grows
 
 
@@ -176,7 +177,7 @@ def estimate_memory(
         logits=0.0,
         cache=2.0 * shape.layers * shape.key_value_width * cached * computed,
         sampling=float(SAMPLING_BUFFERS * rows * shape.vocabulary * max(computed, 4)),
-        layout=0.0 if gpu else _layout_bytes(shape, config, computed, mixed=mixed, units=units),
+        layout=0.0 if gpu else _layout_bytes(shape, config, mixed=mixed, sharded=sharded, units=units),
         unpacked=unpacked_bytes(shape, config, computed),
     )
     if _generates_by_vllm(config):
@@ -281,18 +282,35 @@ def _generating_type(config: Config, *, mixed: bool, sharded: bool) -> str:
     return kinds.get(config.rollout.dtype, config.rollout.dtype)
 
 
-def _layout_bytes(shape: ModelShape, config: Config, computed: int, *, mixed: bool, units: bool) -> float:
-    """The blocked copies of large weights that live while the engine of this process generates on a CPU."""
-    kind = config.rollout.dtype
-    size = computed if kind == "auto" else BYTES[kind]
-    blocked = size == BYTES["float32"] or (size == BYTES["bfloat16"] and units)
-    if not rollouts_a_problem(config) or not blocked or config.rollout.engine != "transformers":
+def decodes_lean(shape: ModelShape, config: Config, *, mixed: bool, sharded: bool = False) -> bool:
+    """Whether a CPU decodes the model in few calls: one that is known, with no adapter beside its modules."""
+    plain = config.adapter.rank is None or engine_bytes(shape, config, mixed=mixed, sharded=sharded) > 0
+    return shape.lean and plain and config.rollout.engine == "transformers"
+
+
+def _layout_bytes(shape: ModelShape, config: Config, *, mixed: bool, sharded: bool, units: bool) -> float:
+    """The copies of weights that live while the engine of this process generates on a CPU: blocked, or joined."""
+    if not rollouts_a_problem(config) or config.rollout.engine != "transformers":
         return 0.0
-    large = shape.width * shape.inner >= LEAST_ELEMENTS
-    in_place = config.adapter.quantize is not None and not engine_bytes(shape, config, mixed=mixed)
-    layers = shape.layers * shape.layer_parameters if large and not in_place else 0  # none of those in 4 bits
-    head = shape.head_parameters if shape.head_parameters >= LEAST_ELEMENTS else 0
+    size = BYTES[_generating_type(config, mixed=mixed, sharded=sharded)]
+    blocked = size == BYTES["float32"] or (size == BYTES["bfloat16"] and units)
+    in_4_bits = config.adapter.quantize is not None and not engine_bytes(shape, config, mixed=mixed, sharded=sharded)
+    lean = decodes_lean(shape, config, mixed=mixed, sharded=sharded)
+    layers = 0 if in_4_bits else shape.layers * _copied_parameters(shape, blocked=blocked, lean=lean)
+    head = shape.head_parameters if blocked and shape.head_parameters >= LEAST_ELEMENTS else 0
     return float(size) * (layers + head)
+
+
+def _copied_parameters(shape: ModelShape, *, blocked: bool, lean: bool) -> int:
+    """Of one layer: large matrices in their own order, and those that are joined as they read the same."""
+    if not shape.gated:
+        return 0  # GPT-2's matrices are no linear layers of torch
+    copied = 0
+    for read in dict.fromkeys(matrix.reads for matrix in shape.matrices):
+        sizes = [matrix.inputs * matrix.outputs for matrix in shape.matrices if matrix.reads == read]
+        joined = lean and len(sizes) > 1 and sum(sizes) <= LARGEST_COPY
+        copied += sum(size for size in sizes if joined or (blocked and size >= LEAST_ELEMENTS))
+    return copied
 
 
 def _exchange_bytes(shape: ModelShape, trained: float, computed: int, devices: int, strategy: Strategy) -> float:

@@ -33,6 +33,8 @@ KNOWN["Qwen/Qwen2.5-7B-Instruct"] = KNOWN["Qwen/Qwen2.5-Math-7B"]
 KNOWN["Qwen/Qwen2.5-1.5B-Instruct"] = KNOWN["Qwen/Qwen2.5-Math-1.5B"]
 KNOWN["meta-llama/Llama-3.1-8B-Instruct"] = KNOWN["meta-llama/Llama-3.1-8B"]
 
+LEAN = ("llama", "mistral", "qwen2", "qwen3")  # model types that decode in few calls on a CPU (rollout/lean.py)
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -59,6 +61,7 @@ class ModelShape:
     gated: bool = True  # a feed-forward part of three matrices and RMS norms; else two matrices and GPT-2's norms
     biases: bool = False  # on queries, keys and values
     positions: int = 0  # learned ones
+    lean: bool = False  # whether a CPU decodes it in few calls
 
     @property
     def attention_width(self) -> int:
@@ -138,6 +141,7 @@ def shape_of(config: Mapping[str, Any], name: str = "model") -> ModelShape:
             config.get("num_key_value_heads") or heads, config.get("head_dim") or config["hidden_size"] // heads,
             config["vocab_size"], bool(config.get("tie_word_embeddings", False)),
             biases=config.get("model_type") == "qwen2" or bool(config.get("attention_bias")),
+            lean=config.get("model_type") in LEAN,
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ModelError(f"{name}: its config.json names no {error}, so its memory cannot be planned.") from None

@@ -18,7 +18,7 @@ from luffy.planning.adapter import (
     trained_size,
 )
 from luffy.planning.devices import Device
-from luffy.planning.memory import BYTES, computes_bfloat16, engine_bytes, kept_by, rollouts_a_problem
+from luffy.planning.memory import BYTES, computes_bfloat16, decodes_lean, engine_bytes, kept_by, rollouts_a_problem
 from luffy.planning.shape import ModelShape
 
 ADAPTED_CALL = 0.4  # of a layer's least time, which a matrix's adapter adds to it; measured on a CPU, as `call` is
@@ -198,9 +198,9 @@ def _generation(
     steps = longest * (rows / together)  # the longest of each wave
     alive = together * min(1.0, lengths.rollout / longest)  # rows on average
     held = alive * (lengths.prompt + lengths.rollout / 2)
-    in_place = config.rollout.engine == "transformers" and not engine_bytes(
-        shape, config, mixed=computed < BYTES[config.policy.dtype]
-    )
+    mixed = computed < BYTES[config.policy.dtype]
+    in_place = config.rollout.engine == "transformers" and not engine_bytes(shape, config, mixed=mixed)
+    device = device.decoding_lean() if decodes_lean(shape, config, mixed=mixed) else device
     packed = packed_parameters(shape, config) if in_place else 0  # dequantised: written, and then read like others
     read = (shape.parameters + packed) * computed + 2 * shape.layers * shape.key_value_width * held * computed
     reading = read / (device.bandwidth * device.decode_utilisation)
