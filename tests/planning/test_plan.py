@@ -13,7 +13,7 @@ from luffy.cli import application
 from luffy.config import load_config
 from luffy.errors import ConfigError, ModelError
 from luffy.planning import estimate_memory, find_device, find_remedies, make_plan, read_shape
-from luffy.planning.devices import Device, read_device
+from luffy.planning.devices import Device, read_device, this_machine
 from luffy.planning.measure import measure_machine
 from luffy.planning.memory import kept_a_token, logit_bytes, micro_batch_tokens, rollouts_a_problem
 from luffy.planning.shape import KNOWN, shape_of
@@ -196,6 +196,13 @@ def test_measured_rates_are_kept_and_read_again(tmp_path, monkeypatch):
     device = read_device(file)
     assert device.source == "measured"
     assert min(device.flops, device.bandwidth, device.decode_utilisation, device.draw) > 0
+
+
+def test_a_machine_that_was_not_measured_is_taken_for_a_laptop(tmp_path):
+    config = load_config("recipes/miniature.yaml")
+    seconds = make_plan(config, this_machine(tmp_path / "none.json")).seconds
+    assert 0.1 < seconds.generation < 10  # a step of the miniature takes about a second
+    assert 0.01 < seconds.update < 10
 
 
 def test_what_the_plan_copies_of_the_engine_so_as_to_need_no_torch():

@@ -121,7 +121,7 @@ def this_machine(file: Path | None = None) -> Device:
     if file.is_file():
         return read_device(file)
     return Device(
-        "this machine", memory_here(), 50e9, 10e9, 0.7, 0.8, 1e-3,
+        "this machine", memory_here(), flops=50e9, bandwidth=10e9, utilisation=0.7, decode_utilisation=0.8, call=1e-3,
         source="not measured: rates assumed, `luffy plan --measure` measures them",
         bfloat16={} if multiplies_bfloat16() else None,
     )  # fmt: skip
