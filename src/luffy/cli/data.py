@@ -229,6 +229,9 @@ def show_data(
 
 
 def _tokenizer(model: str) -> Any:
+    from luffy.model_folder import local_model
+
+    local_model(model)  # a folder that is not there is told at once
     from luffy.policy import load_tokenizer
 
     return load_tokenizer(model)

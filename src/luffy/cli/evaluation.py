@@ -71,6 +71,7 @@ def evaluate(
         raise ConfigError("MODEL is missing: a model folder or hub name, for example `luffy eval runs/mine/model ...`.")
     config = _evaluation_config(recipe, benchmark, settings or [], limit, source)
     check_names(config, training=False)
+    _check_models(models, config)
     from luffy.evaluation import compare_models
     from luffy.report import write_evaluation
 
@@ -81,6 +82,15 @@ def evaluate(
         print_json({"models": [one.to_json() for one in outcomes], "comparison": comparison.to_json()})
     else:
         _print_outcomes(outcomes, comparison, page)
+
+
+def _check_models(models: list[str], config: Config) -> None:
+    """Refuse all folders that are no models before the first is loaded; a server knows its own by other names."""
+    from luffy.model_folder import check_model
+
+    if config.evaluation.engine != "endpoint":
+        for model in models:
+            check_model(model, config.policy)
 
 
 def _evaluate_each(

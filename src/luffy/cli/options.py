@@ -35,11 +35,14 @@ Methods = Annotated[
 
 
 def check_names(config: Config, *, training: bool = True) -> None:
-    """Refuse names of nothing (verifier, benchmarks, training data) before the seconds that torch takes to import."""
+    """Refuse names of nothing (verifier, model, benchmarks, data) before the seconds that torch takes to import."""
     from luffy.data import check_benchmark_name, check_data_name, parse_benchmark
+    from luffy.model_folder import check_model
     from luffy.reward import resolve_verifier
 
     resolve_verifier(config.reward.kind)
+    if training:
+        check_model(config.model, config.policy)
     if training and config.data.train != MINIATURE:
         check_data_name(config.data.train)
     for name in config.evaluation.benchmarks:

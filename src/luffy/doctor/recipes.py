@@ -62,7 +62,7 @@ def _need(name: str, found: str, state: str = "fine", remedy: str = "") -> Findi
 
 
 def _model(name: str) -> Finding:
-    from luffy.policy.load import BUILT_IN
+    from luffy.model_folder import BUILT_IN
 
     if name in BUILT_IN:
         return _need("model", f"{name}, built in")

@@ -1,5 +1,6 @@
 """The policy: load a model, score tokens, cut rows into micro-batches."""
 
+from luffy.model_folder import model_folder
 from luffy.policy.attention import AttentionPlan, no_mask, plan_attention
 from luffy.policy.batching import (
     MicroBatch,
@@ -17,7 +18,6 @@ from luffy.policy.load import (
     extend_context,
     load_model,
     load_tokenizer,
-    model_folder,
     pick_device,
 )
 from luffy.policy.logprobs import Loss, TokenScores, output_head, score_hidden_states

@@ -1,26 +1,23 @@
 """Load a causal language model and its tokenizer from a local folder or a hub name.
 
-Refuses what could run foreign code: pickled weights and Python files in the model folder, unless asked for by name.
+What could run foreign code is refused before anything is read (see model_folder.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luffy.config import PolicyConfig, nearest
+from luffy.config import PolicyConfig
 from luffy.errors import ModelError, first_line
-from luffy.files import parse_json
+from luffy.model_folder import check_model, model_folder
 from luffy.policy.quantization import keep_gradients, loading_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-BUILT_IN = ("miniature", "miniature-eager")
 CONTEXT = "max_position_embeddings"  # the libraries' name for the number of positions
 
 
@@ -34,13 +31,6 @@ class LoadedModel:
     pad_id: int  # fills up batches; masks are made from lengths, so it may equal an eos id
 
 
-def model_folder(name: str) -> str:
-    """Where the model of that name lies: the package's folder for a built-in name, else the name itself."""
-    if name in BUILT_IN and not Path(name).exists():
-        return str(resources.files("luffy") / "assets" / name)
-    return name
-
-
 def load_model(name: str, policy: PolicyConfig, *, quantize: str | None = None) -> LoadedModel:
     """Load weights and tokenizer, ready to generate (evaluation mode, no dropout in any mode).
 
@@ -48,7 +38,7 @@ def load_model(name: str, policy: PolicyConfig, *, quantize: str | None = None) 
     Raises ModelError naming the folder and what is missing or refused.
     """
     folder = model_folder(name)
-    _check_folder(folder, policy)
+    check_model(name, policy)
     device = pick_device(policy.device)
     tokenizer = load_tokenizer(name, trust_remote_code=policy.trust_remote_code)
     _refuse_endless(tokenizer, name)
@@ -168,42 +158,6 @@ def check_context(model: PreTrainedModel, prompt_tokens: int, completion_tokens:
         )
 
 
-def _check_folder(folder: str, policy: PolicyConfig) -> None:
-    path = Path(folder)
-    looks_local = path.is_absolute() or folder.startswith((".", "~")) or folder.count("/") > 1 or path.exists()
-    if not looks_local:
-        return
-    if not path.is_dir():
-        raise ModelError(f"{folder}: there is no such model folder.{_neighbours(path)}")
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{folder}: not a Hugging Face model folder, config.json is missing.")
-    files = [file.name for file in path.iterdir()]
-    if not any(file.endswith(".safetensors") for file in files):
-        pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth"))]
-        if not pickled:
-            raise ModelError(f"{folder}: holds no weights (*.safetensors).")
-        if not policy.allow_pickle:
-            raise ModelError(
-                f"{folder}: {pickled[0]} is a pickle, which can run code when it is loaded. Convert it to safetensors, "
-                "or set policy.allow_pickle=true if you trust its author."
-            )
-    if "auto_map" in _read_config(path) and not policy.trust_remote_code:
-        raise ModelError(
-            f"{folder}: the model brings its own Python code. "
-            "Set policy.trust_remote_code=true if you trust its author."
-        )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{folder}/config.json: cannot be read as JSON ({error}).") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder}/config.json: expected an object.")
-    return config
-
-
 def _refuse_endless(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -235,8 +189,3 @@ def _pad_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids:
             )
     pad = tokenizer.pad_token_id
     return int(pad) if pad is not None and pad < rows else eos_ids[0]
-
-
-def _neighbours(path: Path) -> str:
-    parent = path.parent
-    return nearest(path.name, [entry.name for entry in parent.iterdir()]) if parent.is_dir() else ""

@@ -13,7 +13,7 @@ import yaml
 
 from luffy.algorithm import METHODS
 from luffy.config import MINIATURE, Config, flatten
-from luffy.policy.load import BUILT_IN
+from luffy.model_folder import BUILT_IN
 from luffy.redaction import without_secrets
 from luffy.training.checkpoint import Progress
 
