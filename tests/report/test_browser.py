@@ -4,6 +4,7 @@ Skipped where there is no Chromium or no `playwright` to drive it.
 """
 
 import json
+import math
 import shutil
 
 import pytest
@@ -19,6 +20,7 @@ ATTACK = (
     "</script><script>window.ran=1</script><img src=x onerror='window.ran=2'><svg onload=window.ran=3>"
     '"\' onmouseover=window.ran=4 <a href="javascript:window.ran=5">x</a>{{7*7}}${7*7}</style><!-- ]]>'
 )
+PATIENCE = 120_000  # milliseconds; other processes may be in the way
 SIZES = ((390, 844), (900, 1000), (1600, 1000))
 NAMED = {"button", "link", "textbox", "searchbox", "combobox", "spinbutton", "checkbox", "region", "image"}
 
@@ -38,6 +40,7 @@ class Opened:
         context = browser.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, reduced_motion="reduce"
         )
+        context.set_default_timeout(PATIENCE)
         self.page = context.new_page()
         self.trouble, self.requests = [], []
         self.page.on("console", lambda one: self.trouble.append(one.text) if one.type in ("error", "warning") else None)
@@ -196,6 +199,74 @@ def test_flipped_problems_are_found(browser, honest):
     assert len(found) == expected
 
 
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        ("failed", lambda own, traces: not any(one["reward"] for one in own)),
+        ("solved", lambda own, traces: all(one["reward"] for one in own)),
+        ("mixed", lambda own, traces: len({one["reward"] for one in own}) == 2),
+        ("imitated", lambda own, traces: any(one["advantage"] > 0 for one in traces)),
+    ],
+)
+def test_groups_are_found_by_their_outcome(browser, honest, outcome, expected):
+    page = Opened(browser, honest).page
+    page.select_option("[name=outcome]", outcome)
+    groups = page.evaluate("values.groups.filter((group) => group.method === 'luffy')")
+    parts = [[[one for one in group["rollouts"] if one["trace"] is kind] for kind in (False, True)] for group in groups]
+    wanted = sum(expected(own, traces) for own, traces in parts)
+    assert 0 < wanted < len(groups)
+    assert page.locator("#picks button").count() == wanted
+
+
+def test_tokens_are_coloured_by_the_weight_of_their_gradient(browser, honest):
+    page = Opened(browser, honest).page
+    page.click("[data-mode=weight]")
+    pick = page.locator("#picks button[aria-current=true]").inner_text().split()
+    number = page.evaluate("([step, id]) => values.groups.findIndex((one) => one.method === 'luffy' &&"
+                           " `${one.step}:` === step && one.id === id)", pick[:2])  # fmt: skip
+    trace = page.evaluate("(number) => values.groups[number].rollouts.find((one) => one.trace)", number)
+    ratios = [math.exp(logprob / 100) for logprob in trace["logprobs"]]
+    gamma = 0.1
+    forms = {  # of the strongest pull that a trace token may have
+        "shaped": [gamma * ratio / (ratio + gamma) ** 2 / 0.25 for ratio in ratios],
+        "plain": ratios,
+    }
+    shades = page.evaluate(
+        "[...document.querySelectorAll('#group .rollout.trace .text')].map((text) =>"
+        " [...text.querySelectorAll('span')].map((one) => Number(one.style.getPropertyValue('--shade'))))"
+    )
+    labels = page.locator("#group .rollout.trace .row-label").all_inner_texts()
+    assert labels == ["with policy shaping", "with the plain ratio"]
+    assert shades[0] == [pytest.approx(0.8 * weight, abs=0.02) for weight in forms["shaped"]]
+    assert shades[1] == [pytest.approx(0.8 * weight, abs=0.02) for weight in forms["plain"]]
+    assert len(set(shades[0])) > 5
+
+
+LABELS = "[...document.querySelectorAll(`#${id} .role-axis-label text`)].map((one) => one.textContent).sort().join()"
+
+
+def test_a_drag_zooms_every_chart_and_a_double_click_shows_everything(browser, honest):
+    page = Opened(browser, honest).page
+    charts = ("chart-0", "chart-1")
+    for name in charts:
+        page.evaluate("(id) => document.getElementById(id).scrollIntoView({block: 'center'})", name)
+        page.wait_for_selector(f"#{name} svg")
+    before = [page.evaluate(f"(id) => {LABELS}", name) for name in charts]
+    box = page.locator("#chart-0").bounding_box()
+    page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 80, steps=4)
+    page.mouse.up()
+    page.wait_for_selector("#everything:visible")
+    for given in zip(charts, before, strict=True):
+        page.wait_for_function(f"([id, before]) => {LABELS} !== before", arg=given)
+    assert 0 < float(page.input_value("[name=from]")) < float(page.input_value("[name=to]")) < 20
+    page.locator("#chart-0").dblclick(position={"x": 100, "y": 60})
+    page.wait_for_selector("#everything", state="hidden")
+    for given in zip(charts, before, strict=True):
+        page.wait_for_function(f"([id, before]) => {LABELS} === before", arg=given)
+
+
 def test_the_live_page_loads_itself_again(browser, tmp_path):
     run = write_run(tmp_path / "r", steps=20, problems=5, until=4, sets=("hard",), status="running", rollouts=False)
     with live_server([run]) as server:
@@ -204,6 +275,58 @@ def test_the_live_page_loads_itself_again(browser, tmp_path):
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 5, "reward/on_policy": 0.5}) + "\n")
         opened.page.wait_for_selector("text=running after 5 steps")
+        assert [one for one in opened.trouble if "favicon" not in one] == []
+
+
+LOOKED_AT = """() => {
+  const all = (selector, of) => [...document.querySelectorAll(selector)].map(of);
+  return {
+    pressed: all("main [aria-pressed=true]", (one) => one.textContent),
+    fields: all("main select, main input", (one) => one.value),
+    picked: all("#picks [aria-current=true]", (one) => one.textContent),
+    groups: all("#group article", (one) => one.ariaLabel),
+    problem: document.querySelector("#history .prompt").textContent,
+    open: all("[aria-expanded=true]", (one) => one.ariaLabel),
+    details: all("details", (one) => one.open),
+    focus: document.activeElement.dataset.mode,
+    axis: document.querySelector("#chart-0 .role-axis-title text")?.textContent,
+  };
+}"""
+HEIGHT = "document.getElementById('token-legend').getBoundingClientRect().top"
+
+
+def test_the_live_page_keeps_what_is_looked_at(browser, tmp_path):
+    run = write_run(tmp_path / "r", steps=40, problems=9, until=20, sets=("hard",), status="running", every=5)
+    with live_server([run]) as server:
+        opened = Opened(browser, f"http://127.0.0.1:{server.server_address[1]}/")
+        page = opened.page
+        page.wait_for_selector("text=running after 20 steps")
+        page.click("[data-axis=tokens]")
+        page.fill("[name=from]", "50000")
+        page.fill("[name=to]", "120000")
+        page.select_option("[name=step]", "20")
+        page.fill("[name=text]", "q")
+        page.click("#picks button >> nth=2")
+        page.click(".timeline button >> nth=1")
+        page.select_option("#trace-choice", "1")
+        page.select_option("[name=change]", "won")
+        page.select_option("[name=problem]", index=1)
+        page.click("details summary")
+        page.click("[aria-label^='Show the numbers']")
+        page.click("[data-mode=entropy]")
+        page.wait_for_selector("#chart-0 svg")
+        page.evaluate("document.getElementById('group').scrollIntoView()")
+        page.wait_for_timeout(500)
+        before, height = page.evaluate(LOOKED_AT), page.evaluate(HEIGHT)
+        assert (len(before["groups"]), before["focus"], before["open"] != []) == (2, "entropy", True)
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 21, "reward/on_policy": 0.5}) + "\n")
+        page.wait_for_selector("text=running after 21 steps", state="attached")
+        page.wait_for_function(f"(height) => Math.abs({HEIGHT} - height) < 3", arg=height)
+        page.evaluate("document.getElementById('chart-0').scrollIntoView()")
+        page.wait_for_selector("#chart-0 svg")
+        assert page.evaluate(LOOKED_AT) == before
+        assert page.locator("#everything").is_visible()  # zoomed
         assert [one for one in opened.trouble if "favicon" not in one] == []
 
 

@@ -273,4 +273,17 @@ const groups = (() => {
     list();
   }
   start();
+
+  /* what is looked at, for a page that is loaded again; groups have no id of their own */
+  const nameOf = (group) => group && JSON.stringify([group.method, group.step, group.id]);
+  return {
+    chosen: () => ({ current: nameOf(current), beside: nameOf(beside), limit }),
+    choose(kept) {
+      const find = (name) => values.groups.find((group) => nameOf(group) === name) ?? null;
+      if (!find(kept.current)) return;
+      [current, beside, limit] = [find(kept.current), find(kept.beside), kept.limit];
+      list();
+      show();
+    },
+  };
 })();
