@@ -12,7 +12,7 @@ from luffy.doctor.examination import examine
 from luffy.doctor.findings import Finding
 from luffy.doctor.machine import find_machine
 from luffy.doctor.packages import OPTIONS, check_library, constraint_versions, find_options
-from luffy.doctor.recipes import find_needs, find_recipes, parameters_of
+from luffy.doctor.recipes import find_needs, find_recipes
 from luffy.doctor.show import fold_libraries
 from luffy.errors import ModelError
 
@@ -128,19 +128,28 @@ def test_what_a_recipe_lacks_is_named(recipe, monkeypatch, tmp_path):
 
 
 def test_a_model_too_large_for_the_memory(recipe, monkeypatch):
-    monkeypatch.setattr("luffy.doctor.recipes.memory", lambda: (24.0, 20.0))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert needs(recipe("model: Some/Model-7B"))["memory"].state == "missing"
-    assert needs(recipe("model: Some/Model-0.5B"))["memory"].state == "fine"
-    assert needs(recipe("model: Some/Model-2B\npolicy: {dtype: bfloat16}"))["memory"].state == "fine"
-    assert "memory" not in needs(recipe("model: Some/Model"))
+
+    def of(model, gibibytes):
+        monkeypatch.setattr("luffy.planning.devices.memory", lambda: (gibibytes, gibibytes))
+        found = needs(recipe(f"model: {model}"))["memory"]
+        return found.state, found.remedy.partition("=")[0]
+
+    assert of("Qwen/Qwen2.5-0.5B-Instruct", 32.0) == ("fine", "")
+    assert of("Qwen/Qwen2.5-1.5B-Instruct", 32.0) == ("missing", "It fits with policy.gradient_checkpointing")
+    assert of("Qwen/Qwen2.5-7B-Instruct", 32.0) == (
+        "missing",
+        "An adapter in place of all weights fits, with adapter.rank",
+    )
+    assert of("Qwen/Qwen2.5-7B-Instruct", 2.0)[1].startswith("No setting makes it fit: ")
+    assert "memory" not in needs(recipe("model: Some/Model-7B"))  # the hub is not asked
 
 
-def test_parameters_are_counted_or_read_from_the_name():
-    assert parameters_of("miniature") == pytest.approx(0.64e6, rel=0.05)
-    assert parameters_of("Qwen/Qwen2.5-1.5B-Instruct") == 1.5e9
-    assert parameters_of("a/SmolLM2-135M") == 135e6
-    assert parameters_of("a/b3-base") is None
+def test_a_model_whose_sizes_cannot_be_read(recipe, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    memory = needs(recipe(f"model: {tmp_path}"))["memory"]
+    assert (memory.state, memory.found) == ("optional", "cannot be planned")
+    assert "its config.json names no 'num_attention_heads'" in memory.remedy
 
 
 def test_a_recipe_that_cannot_be_read_is_named_in_a_list_of_recipes(recipe, tmp_path):

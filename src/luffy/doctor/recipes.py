@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from luffy.config import Config, load_config
 from luffy.doctor.findings import Finding
-from luffy.errors import LuffyError
-from luffy.files import parse_json
-from luffy.planning.machine import GIB, memory
+from luffy.errors import LuffyError, ModelError
+from luffy.planning import is_at_hand, make_plan
+from luffy.planning.machine import GIB
+from luffy.planning.shortage import device_of, how_it_fits
 
-BYTES_A_PARAMETER = {"float32": 16, "float64": 32, "bfloat16": 8}  # weights, gradients and AdamW's two moments
-SIZE_IN_NAME = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)([BM])(?![a-z])", re.IGNORECASE)
 DATA_EXTRA = "pip install 'luffy-rl[data]'"
 
 
@@ -85,47 +82,22 @@ def _model(name: str) -> Finding:
 
 
 def _room(config: Config) -> Iterator[Finding]:
-    """Whether weights, gradients and moments fit into the memory of the device, as far as the size is known."""
+    """Whether a run fits into the memory here by its plan, where the model's sizes are known without the hub."""
     import torch
 
-    parameters = parameters_of(config.model)
-    if parameters is None:
-        return
-    needed = parameters * BYTES_A_PARAMETER[config.policy.dtype] / GIB
-    on_gpu = config.policy.device.startswith("cuda") or (config.policy.device == "auto" and torch.cuda.is_available())
-    if on_gpu and not torch.cuda.is_available():
+    if config.policy.device.startswith("cuda") and not torch.cuda.is_available():
         yield _need("device", "no GPU was found", "missing", f"policy.device={config.policy.device} asks for one")
         return
-    sizes = memory()
-    have = torch.cuda.get_device_properties(0).total_memory / GIB if on_gpu else sizes[0] if sizes else math.inf
-    where = "of the GPU's" if on_gpu else "of"
-    remedy = "" if needed < have else "a larger device, or a smaller model"
-    yield _need("memory", f"{needed:.1f} GiB and activations {where} {have:.0f} GiB", _state(needed < have), remedy)
-
-
-def parameters_of(model: str) -> float | None:
-    """How many parameters a model has: counted in its files, or as its name says (`Qwen2.5-1.5B`); None: unknown."""
-    from luffy.policy import model_folder
-
-    files = list(Path(model_folder(model)).expanduser().glob("*.safetensors"))
-    if files:
-        return float(sum(map(_elements, files)))
-    found = SIZE_IN_NAME.findall(model.rpartition("/")[2])
-    if not found:
-        return None
-    number, unit = found[-1]
-    return float(number) * (1e9 if unit in "bB" else 1e6)
-
-
-def _elements(file: Path) -> int:
-    """The numbers in a safetensors file, from its header alone; 0 where it is none."""
+    if not is_at_hand(config.model):
+        return
     try:
-        with file.open("rb") as content:
-            length = int.from_bytes(content.read(8), "little")
-            header = parse_json(content.read(min(length, 2**27)))
-        return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return 0
+        plan = make_plan(config, device_of(config))
+    except ModelError as error:
+        yield _need("memory", "cannot be planned", "optional", str(error))
+        return
+    peak = min(memory.peak for memory in plan.memory.values())
+    found = f"{peak / GIB:.1f} of {plan.device.memory / GIB:.0f} GiB, by `luffy plan`"
+    yield _need("memory", found, _state(plan.ok), "" if plan.ok else how_it_fits(plan))
 
 
 def _data(config: Config) -> Finding:

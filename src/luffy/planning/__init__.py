@@ -9,7 +9,7 @@ from luffy.planning.devices import DEVICES, Device, find_device, this_machine
 from luffy.planning.estimate import Plan, make_plan
 from luffy.planning.memory import Memory, estimate_memory
 from luffy.planning.remedies import Remedy, find_adapter, find_remedies
-from luffy.planning.shape import ModelShape, read_shape
+from luffy.planning.shape import ModelShape, is_at_hand, read_shape
 from luffy.planning.show import plan_tables
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "find_adapter",
     "find_device",
     "find_remedies",
+    "is_at_hand",
     "make_plan",
     "plan_tables",
     "read_shape",

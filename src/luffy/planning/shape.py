@@ -147,10 +147,24 @@ def shape_of(config: Mapping[str, Any], name: str = "model") -> ModelShape:
         raise ModelError(f"{name}: its config.json names no {error}, so its memory cannot be planned.") from None
 
 
+def is_at_hand(model: str) -> bool:
+    """Whether `read_shape` finds the model's sizes without asking the hub."""
+    if model in KNOWN or (Path(model).expanduser() / "config.json").is_file() or _built_in(model).is_file():
+        return True
+    if model.count("/") != 1 or Path(model).is_absolute():
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(model, "config.json"), str)
+
+
+def _built_in(model: str) -> Path:
+    return Path(str(resources.files("luffy"))) / "assets" / model / "config.json"
+
+
 def _read(model: str) -> Mapping[str, Any]:
-    built_in = Path(str(resources.files("luffy"))) / "assets" / model / "config.json"
     folder = Path(model).expanduser()
-    file = folder / "config.json" if folder.is_dir() else built_in
+    file = folder / "config.json" if folder.is_dir() else _built_in(model)
     if not file.is_file():
         if model in KNOWN:
             return KNOWN[model]

@@ -13,7 +13,7 @@ from luffy.errors import LuffyError, ModelError, RunError
 from luffy.planning.devices import Device, this_machine
 from luffy.planning.estimate import Plan, make_plan
 from luffy.planning.memory import Strategy
-from luffy.planning.remedies import find_remedies, gentlest_setting
+from luffy.planning.remedies import find_adapter, find_remedies, gentlest_setting
 
 SIGNS = ("out of memory", "allocate memory", "bad_alloc", "not enough memory", "could not create a memory")
 
@@ -42,7 +42,7 @@ def explain_shortage(config: Config, reason: str, processes: int = 1) -> str:
     """What ran out, how much the plan says is needed, and what to change."""
     reason = _core(reason)
     try:
-        device = _device_of(config, processes)
+        device = device_of(config, processes)
         plan = make_plan(config, device, processes)
         strategy: Strategy = "fsdp" if processes > 1 and config.parallel.sharding == "full" else "ddp"
         needed = plan.memory[strategy].peak
@@ -57,16 +57,23 @@ def _advice(plan: Plan, strategy: Strategy) -> str:
         other = "full" if strategy == "ddp" else "none"
         return f"It fits with parallel.sharding={other} (`luffy plan` shows the parts)."
     if not plan.ok:
-        remedy = find_remedies(plan)
-        if remedy is None:
-            return "No setting makes it fit: take a smaller model, or a device with more memory."
-        return f"It fits with {' '.join(remedy.settings)} (`luffy plan` shows the parts)."
+        return how_it_fits(plan)
     setting = gentlest_setting(plan)
     lower = f"set {setting}" if setting else "take a smaller model"
     return f"So other programs, or a limit, take the rest: end them, or {lower}."
 
 
-def _device_of(config: Config, processes: int) -> Device:
+def how_it_fits(plan: Plan) -> str:
+    """A sentence about a plan that does not fit: the settings with which it does."""
+    if remedy := find_remedies(plan):
+        return f"It fits with {' '.join(remedy.settings)} (`luffy plan` shows the parts)."
+    if adapter := find_adapter(plan):
+        settings = " ".join(adapter.settings)
+        return f"An adapter in place of all weights fits, with {settings} (`luffy plan` shows the parts)."
+    return "No setting makes it fit: take a smaller model, or a device with more memory."
+
+
+def device_of(config: Config, processes: int = 1) -> Device:
     """Where the run computes, with the memory that a process may use there."""
     import torch
 
