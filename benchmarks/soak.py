@@ -1,6 +1,6 @@
-"""The miniature for thousands of steps with faults at random, beside a run that meets none.
+"""The miniature for thousands of steps with faults at random, beside two runs that meet none, of another seed each.
 
-Is anything lost? Does the memory stay flat? Is the result that of the undisturbed run?
+Is anything lost? Does the memory stay flat? Is the result that of an undisturbed run?
 
     python benchmarks/soak.py                          # 5,000 steps into runs/soak; goes on where it was stopped
     python benchmarks/soak.py --steps 50 --every 10    # a try
@@ -175,29 +175,57 @@ def steps_done(output: Path) -> int:
 # -- what came of it
 
 
-def outcome(disturbed: Path, undisturbed: Path, steps: int) -> dict[str, Any]:
+def outcome(disturbed: Path, undisturbed: Sequence[Path], steps: int) -> dict[str, Any]:
     """Everything that is claimed, as numbers."""
     metrics = read_lines(disturbed / "metrics.jsonl")
-    summary, other = (json.loads((path / "summary.json").read_text()) for path in (disturbed, undisturbed))
-    samples = read_lines(disturbed.with_name(f"{disturbed.name}-memory.jsonl"))
+    summary = json.loads((disturbed / "summary.json").read_text())
+    samples = memory_of(disturbed)
+    others = [json.loads((path / "summary.json").read_text())["evaluations"] for path in undisturbed]
     return {
         "steps": steps,
         "every step once": [line["step"] for line in metrics] == list(range(1, steps + 1)),
         "updates skipped": sum(line["update/skipped"] for line in metrics),
         "verifier failures": sum(line["verifier/failures"] for line in metrics),
         "events": read_lines(disturbed.with_name(f"{disturbed.name}-events.jsonl")),
-        "memory": memory_drift(samples),
-        "evaluations": {name: compare(one, other["evaluations"][name]) for name, one in summary["evaluations"].items()},
+        "memory": {"disturbed": memory_drift(samples)}
+        | {path.name: memory_drift(memory_of(path)) for path in undisturbed},
+        "steps up": steps_up(samples, metrics),
+        "evaluations": {
+            name: compare(one, [other[name] for other in others]) for name, one in summary["evaluations"].items()
+        },
         "samples": samples,
     }
 
 
-def compare(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """An accuracy of the disturbed run, and whether it lies in the interval of the undisturbed one."""
-    (ours, theirs), *_ = zip(one.values(), other.values(), strict=True)
-    within = theirs["low"] <= ours["value"] <= theirs["high"]
-    return {"disturbed": ours["value"], "undisturbed": theirs["value"], "low": theirs["low"], "high": theirs["high"],
-            "within": within}  # fmt: skip
+def memory_of(output: Path) -> list[dict[str, Any]]:
+    """A sample a step of the processes that trained."""
+    return read_lines(output.with_name(f"{output.name}-memory.jsonl"))
+
+
+def compare(one: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """An accuracy of the disturbed run, and whether it lies between the intervals' ends of the undisturbed ones."""
+    (ours,), theirs = one.values(), [accuracy for other in others for accuracy in other.values()]
+    low, high = min(other["low"] for other in theirs), max(other["high"] for other in theirs)
+    return {"disturbed": ours["value"], "undisturbed": [other["value"] for other in theirs], "low": low, "high": high,
+            "within": low <= ours["value"] <= high}  # fmt: skip
+
+
+def steps_up(samples: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How often a process held over 1 % more than ever before, once warm; how often the batch was its largest so far.
+
+    What is freed is kept for the next batch, so memory is that of the largest batch yet; a leak would not wait for one.
+    """
+    totals = [0.0, *(line["tokens/trained"] for line in metrics)]
+    found = {"all": 0, "at the largest batch so far": 0}
+    seen: dict[int, list[tuple[float, int]]] = {}  # of each process: tokens and bytes, step by step
+    for sample in samples:
+        step, before = sample["step"], seen.setdefault(sample["process"], [])
+        tokens = totals[step] - totals[step - 1]
+        if len(before) >= WARM_UP and sample["bytes"] > 1.01 * max(held for _, held in before):
+            found["all"] += 1
+            found["at the largest batch so far"] += tokens >= max(earlier for earlier, _ in before)
+        before.append((tokens, sample["bytes"]))
+    return found
 
 
 def memory_drift(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -245,17 +273,19 @@ def main() -> None:
     given = parser.parse_args()
     if given.here:
         train_here(given.here, given.steps, given.seed, given.disturbed)
-    disturbed, undisturbed = given.output / "disturbed", given.output / "undisturbed"
+    disturbed = given.output / "disturbed"
+    undisturbed = [given.output / "undisturbed", given.output / "undisturbed-1"]
     if not is_finished(disturbed):
         soak(disturbed, given.steps, given.seed, given.every)
-    if not is_finished(undisturbed) and start_training(undisturbed, given.steps, given.seed, disturbed=False).wait():
-        raise SystemExit(f"the undisturbed run did not come to its end; see {undisturbed}.log")
+    for seed, one in enumerate(undisturbed, given.seed):
+        if not is_finished(one) and start_training(one, given.steps, seed, disturbed=False).wait():
+            raise SystemExit(f"the undisturbed run did not come to its end; see {one}.log")
     found = outcome(disturbed, undisturbed, given.steps)
     given.results.mkdir(exist_ok=True)
     draw_curve(found.pop("samples"), given.results / "soak.png")
     write_whole(given.results / "soak.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps({name: value for name, value in found.items() if name != "events"}, indent=1))
-    sound = found["every step once"] and found["memory"]["flat"] is not False
+    sound = found["every step once"] and all(one["flat"] is not False for one in found["memory"].values())
     sys.exit(not (sound and all(one["within"] for one in found["evaluations"].values())))
 
 
