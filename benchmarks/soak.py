@@ -1,4 +1,4 @@
-"""The miniature for thousands of steps with faults at random, beside two runs that meet none, of another seed each.
+"""The miniature for thousands of steps with faults at random, beside runs that meet none.
 
 Is anything lost? Does the memory stay flat? Is the result that of an undisturbed run?
 
@@ -187,8 +187,7 @@ def outcome(disturbed: Path, undisturbed: Sequence[Path], steps: int) -> dict[st
         "updates skipped": sum(line["update/skipped"] for line in metrics),
         "verifier failures": sum(line["verifier/failures"] for line in metrics),
         "events": read_lines(disturbed.with_name(f"{disturbed.name}-events.jsonl")),
-        "memory": {"disturbed": memory_drift(samples)}
-        | {path.name: memory_drift(memory_of(path)) for path in undisturbed},
+        "memory": {path.name: memory_drift(memory_of(path)) for path in (disturbed, *undisturbed)},
         "steps up": steps_up(samples, metrics),
         "evaluations": {
             name: compare(one, [other[name] for other in others]) for name, one in summary["evaluations"].items()
@@ -266,7 +265,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--every", type=float, default=400.0, help="Steps between signals, on average.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="The two runs; kept, to go on from.")
+    parser.add_argument("--undisturbed", type=int, default=2, help="Runs to compare with, each of another seed.")
+    parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="The runs; kept, to go on from.")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--disturbed", action="store_true", help=argparse.SUPPRESS)
@@ -274,7 +274,7 @@ def main() -> None:
     if given.here:
         train_here(given.here, given.steps, given.seed, given.disturbed)
     disturbed = given.output / "disturbed"
-    undisturbed = [given.output / "undisturbed", given.output / "undisturbed-1"]
+    undisturbed = [given.output / f"undisturbed{number or ''}" for number in range(given.undisturbed)]
     if not is_finished(disturbed):
         soak(disturbed, given.steps, given.seed, given.every)
     for seed, one in enumerate(undisturbed, given.seed):
