@@ -296,6 +296,19 @@ def test_config_and_methods_explain(luffy):
     assert all(name in stdout for name in METHODS)
 
 
+def test_the_doctor_says_by_its_status_whether_all_is_here(luffy, files, monkeypatch):
+    stdout, stderr = luffy("doctor", RECIPE)
+    assert "right answer" in stdout  # of the test generation
+    assert stderr == ""
+    (files / "my.yaml").write_text(f"model: {files}/none\n")
+    stdout, stderr = luffy("doctor", files / "my.yaml", status=1)
+    assert "missing:" in stderr
+    assert f"{files}/none" in stderr
+    found = json.loads(luffy("doctor", files / "my.yaml", "--json", status=1)[0])
+    assert found["ok"] is False
+    assert any(one["state"] == "missing" and one["name"].endswith("model") for one in found["findings"])
+
+
 def test_a_comparison_and_again_without_training(luffy, tmp_path):
     given = ["compare", RECIPE, *SMALL, "--methods", "luffy,sft", "--seeds", "1", "--output", tmp_path]
     stdout, stderr = luffy(*given, "--json")

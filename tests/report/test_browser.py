@@ -242,7 +242,57 @@ def test_tokens_are_coloured_by_the_weight_of_their_gradient(browser, honest):
     assert len(set(shades[0])) > 5
 
 
+SHADES = (
+    "(selector) => [...document.querySelector(selector).querySelectorAll('span')]"
+    ".map((one) => Number(one.style.getPropertyValue('--shade')))"
+)
+
+
+def test_tokens_are_coloured_by_probability_and_by_entropy(browser, honest):
+    page = Opened(browser, honest).page
+    own = page.evaluate("values.groups.find((one) => one.method === 'luffy').rollouts.find((one) => !one.trace)")
+    text = "#group .rollout:not(.trace) .text"
+    assert page.evaluate(SHADES, text) == [
+        pytest.approx(0.8 * (1 - math.exp(logprob / 100)), abs=0.01) for logprob in own["logprobs"]
+    ]
+    page.click("[data-mode=entropy]")
+    shades, strongest = page.evaluate(SHADES, text), max(own["entropy"])
+    order = sorted(range(len(shades)), key=own["entropy"].__getitem__)
+    assert sorted(shades) == [shades[place] for place in order]
+    assert shades[own["entropy"].index(strongest)] > 0.2
+    page.click("[data-mode=none]")
+    assert set(page.evaluate(SHADES, text)) == {0}
+
+
+def test_which_tokens_are_learned_when(browser, honest):
+    page = Opened(browser, honest).page
+    trace = page.evaluate("values.traces[0]")
+    rows = trace["methods"]["luffy"]
+    place = next(place for place, logprob in enumerate(rows["logprobs"][0]) if math.exp(logprob / 100) < 0.5)
+    above = [math.exp(logprobs[place] / 100) > 0.5 for logprobs in rows["logprobs"]]
+    step = rows["steps"][next(row for row in range(len(above)) if all(above[row:]))]
+    page.focus("#learned .text >> nth=0")
+    for _ in range(place + 1):
+        page.keyboard.press("ArrowRight")
+    first = list(trace["methods"]).index("luffy")
+    assert first == 0
+    assert f"stays above 50 % from step {step} on" in page.locator("#learned .readout").first.inner_text()
+
+
 LABELS = "[...document.querySelectorAll(`#${id} .role-axis-label text`)].map((one) => one.textContent).sort().join()"
+
+
+def test_methods_are_switched_off_and_curves_are_over_tokens(browser, honest):
+    page = Opened(browser, honest).page
+    page.evaluate("document.getElementById('chart-0').scrollIntoView({block: 'center'})")
+    page.wait_for_selector("#chart-0 svg")
+    lines = "document.querySelectorAll('#chart-0 svg .mark-line path[d*=L]').length"
+    assert page.evaluate(lines) == 2
+    page.click("[data-method=on_policy]")
+    page.wait_for_function(f"{lines} === 1")
+    assert "20" in page.evaluate(f"(id) => {LABELS}", "chart-0").split(",")  # steps
+    page.click("[data-axis=tokens]")
+    page.wait_for_function(f"(id) => {LABELS}.includes('300k')", arg="chart-0")
 
 
 def test_a_drag_zooms_every_chart_and_a_double_click_shows_everything(browser, honest):

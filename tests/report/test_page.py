@@ -79,6 +79,22 @@ def test_the_page_is_well_formed_and_has_its_parts(page):
     assert page.text.count("✓ holds") > 10
 
 
+def test_the_summary_says_what_was_trained_on_what_where_how_long(page):
+    summary = page.text[page.text.index("What was trained on what") : page.text.index("What holds here")]
+    for fact in ("Model miniature", "256 problems of 5 to 8 operations", "6 methods, seeds 0, 1, 2", "9.72M trained",
+                 "9 min in all", "A processor, 2 threads", "torch 2.9.0"):  # fmt: skip
+        assert fact in summary, fact
+    assert "LUFFY 60 540k 420k 30 s 32k" in page.text[page.text.index("Cost, and accuracy at equal cost") :]
+
+
+def test_warnings_stand_at_the_top(tmp_path):
+    folder = write_run(tmp_path / "r", steps=10, problems=5, rollouts=False)
+    lines = [json.loads(line) | {"verifier/failures": 1} for line in (folder / "metrics.jsonl").open()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report_of(folder).text
+    assert text.index("the verifier failed 10 times") < text.index("What was trained on what")
+
+
 def test_nothing_is_loaded_from_anywhere(html, page):
     for tag, attributes in page.elements:
         for name in ("src", "srcset", "poster", "data", "action", "formaction"):
@@ -107,6 +123,7 @@ def test_the_charts_have_every_quantity_and_every_method(page):
         "Entropy",
         "Length",
         "Cut off",
+        "Engine gap",
         "Advantage of the traces",
         "Probability of trace tokens",
         "Teacher's style",

@@ -449,3 +449,27 @@ def test_a_disk_that_is_full(small_disk, undisturbed, monkeypatch):
     ballast.unlink()
     train(config)
     assert_same_run(run, undisturbed)
+
+
+def test_a_disk_that_has_become_read_only(small_disk, undisturbed):
+    """As after an error of the file system, until somebody mounts it anew."""
+
+    def remount(how):
+        subprocess.run(["mount", "-o", f"remount,{how}", str(small_disk)], check=True)
+
+    def cut(step, steps, metrics):
+        if step == 2:
+            raise PowerCutError
+
+    run = small_disk / "run"
+    config = bare(run, checkpoint_every=1, keep_checkpoints=1)
+    with pytest.raises(PowerCutError):
+        train(config, on_step=cut)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    remount("ro")
+    with pytest.raises(RunError, match=r"cannot be written .*Read-only file system"):
+        train(config)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    remount("rw")
+    train(config)
+    assert_same_run(run, undisturbed)

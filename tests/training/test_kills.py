@@ -10,6 +10,8 @@ import time
 import kills
 import pytest
 
+from luffy.algorithm.methods import METHODS
+
 CASE = "sft_rl, halves, one step ahead"
 
 
@@ -67,6 +69,28 @@ def test_asked_to_stop_it_says_by_its_status_how(number, status, reason, launche
     assert (summary["status"], summary["reason"]) == ("stopped", reason)
     assert f"({reason}); the same command goes on from there." in " ".join(said.split())
     assert (run / f"checkpoints/step-{summary['steps']:06d}/SHA256SUMS").exists()
+
+
+def test_a_second_ctrl_c_at_any_time_loses_nothing(launcher, tmp_path, monkeypatch):
+    """The first asks for a checkpoint after the step, the second wants the end now; what follows is as without both."""
+    monkeypatch.setitem(kills.CASES, CASE, ["method=luffy", kills.HALVES, "steps=6", "checkpoint_every=1"])
+    undisturbed, run, log = tmp_path / "undisturbed", tmp_path / "run", tmp_path / "run.log"
+    seconds = kills.train_undisturbed(launcher, CASE, undisturbed)
+    process = launcher.start(kills.command(CASE, run), log)
+    while kills.count_lines(run / "metrics.jsonl") < 2:
+        time.sleep(0.01)
+    for _ in range(2):
+        os.kill(process, signal.SIGINT)
+        time.sleep(random.random() * seconds / 2)
+    assert launcher.wait(process) == 130
+    assert "Traceback" not in log.read_text()
+    assert "the same command goes on from" in " ".join(log.read_text().split())
+    kills.train_undisturbed(launcher, CASE, run)
+    assert not kills.differences(run, undisturbed)
+
+
+def test_every_method_is_killed():
+    assert {setting.removeprefix("method=") for case in kills.CASES.values() for setting in case} >= set(METHODS)
 
 
 @pytest.mark.slow
