@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
+TRACKERS_VENV ?= .venv-trackers
+TRACKERS_READY := $(TRACKERS_VENV)/.ready
 
-.PHONY: help demo test test-slow test-vllm test-processes lint coverage licences audit bench plan-check results clean
+.PHONY: help demo test test-slow test-vllm test-processes test-trackers lint coverage licences audit bench plan-check results clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -42,6 +44,17 @@ test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on th
 		tests/rollout/test_engine_contract.py tests/rollout/test_vllm_engine.py tests/rollout/test_vllm_server.py \
 		tests/rollout/test_endpoint_on_vllm.py tests/rollout/test_vllm_lora.py \
 		tests/rollout/test_vllm_processes.py tests/rollout/test_vllm_run.py
+
+$(TRACKERS_READY): pyproject.toml constraints.txt
+	test -x $(TRACKERS_VENV)/bin/python || $(PYTHON) -m venv $(TRACKERS_VENV)
+	sed '/^pillow=/d; /^pyarrow=/d' constraints.txt > $(TRACKERS_VENV)/constraints.txt # trackio and MLflow want older ones
+	$(TRACKERS_VENV)/bin/pip install --quiet --disable-pip-version-check torch -c $(TRACKERS_VENV)/constraints.txt
+	$(TRACKERS_VENV)/bin/pip install --quiet --disable-pip-version-check -c $(TRACKERS_VENV)/constraints.txt \
+		-e '.[tensorboard]' pytest wandb==0.31.0 trackio==0.43.0 mlflow==3.17.2
+	touch $@
+
+test-trackers: $(TRACKERS_READY) ## What is handed to wandb, trackio and MLflow, run for real.
+	OMP_NUM_THREADS=1 $(TRACKERS_VENV)/bin/python -m pytest tests/training/test_trackers.py tests/training/test_real_trackers.py
 
 lint: $(READY) ## Style, types, import rules.
 	$(BIN)/ruff check .
@@ -85,4 +98,4 @@ results: $(READY) ## Repeat docs/results.md: the search for the rates, the compa
 	$(BIN)/python benchmarks/write_results.py runs/results --tuning runs/tuning/tuning.json --dials runs/dials/dials.json
 
 clean: ## Remove the environment and caches; runs are kept.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TRACKERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

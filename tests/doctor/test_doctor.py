@@ -1,11 +1,13 @@
 """What `luffy doctor` finds: on a machine that is in order, and on one where something is missing."""
 
 import importlib.util
+import io
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from rich.console import Console
 
 from luffy.doctor import machine, packages, trial
 from luffy.doctor.examination import examine
@@ -13,7 +15,7 @@ from luffy.doctor.findings import Finding
 from luffy.doctor.machine import find_machine
 from luffy.doctor.packages import OPTIONS, check_library, constraint_versions, find_options
 from luffy.doctor.recipes import find_needs, find_recipes
-from luffy.doctor.show import fold_libraries
+from luffy.doctor.show import findings_table, fold_libraries
 from luffy.errors import ModelError
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +91,16 @@ def test_libraries_that_are_in_order_share_a_line():
     folded = fold_libraries([Finding("machine", "Python", "3"), same[0], other, *same[1:], Finding("trial", "t", "")])
     assert [one.name for one in folded] == ["Python", "3 in order", "old", "t"]
     assert folded[1].found == "a 1, b 1, c 1"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_names_that_differ_at_their_end_are_told_apart(width):
+    names = [f"recipes/paper/a-model-with-a-long-name-{size}.yaml" for size in ("1.5b", "7b")]
+    console = Console(file=io.StringIO(), width=width)
+    console.print(findings_table([Finding("recipes", name, "x " * 60, "optional", "y " * 60) for name in names]))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
 
 
 # -- recipes

@@ -3,6 +3,7 @@
 A few are processes of their own; the others are called in this one, since each start of torch takes seconds.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -125,6 +126,24 @@ def test_ctrl_c_stops_with_a_checkpoint_and_status_130(tmp_path):
     assert "the same command goes on from there" in stderr
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_comparison_that_is_stopped_leaves_no_run_behind(number, status, tmp_path):
+    process = start("compare", RECIPE, *SMALL, "steps=100000", "--methods", "luffy,sft", "--output", tmp_path)
+    run = tmp_path / "luffy/seed-0"
+    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == status, stderr
+    assert "Traceback" not in stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("stopped", "termination requested")
+    assert (run / f"checkpoints/step-{summary['steps']:06d}/state.json").exists()
+    assert not (tmp_path / "sft").exists()
+    with (run / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it
+
+
 def test_a_second_ctrl_c_is_a_sentence_too(luffy, tmp_path, monkeypatch):
     def twice(*_, **__):
         raise KeyboardInterrupt
@@ -194,7 +213,7 @@ def test_a_wrong_model_does_not_spoil_the_run_folder(luffy, files):
 def test_another_configuration_in_the_same_folder(luffy, files):
     luffy("train", RECIPE, *SMALL, "steps=1", f"output={files}/run")
     _, stderr = luffy("train", RECIPE, *SMALL, "steps=1", "seed=3", f"output={files}/run", status=1)
-    assert "holds a run of another configuration: seed differ (seed: 0 there, 3 here)" in stderr
+    assert "holds a run of another configuration: seed differs (seed: 0 there, 3 here)" in stderr
 
 
 def test_evaluation_as_json(luffy, tmp_path):
@@ -323,7 +342,7 @@ def test_a_comparison_and_again_without_training(luffy, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/seed-0/*")}
     assert "Page: " in stdout
     _, stderr = luffy(*given, "optimizer.learning_rate=1e-3", status=1)
-    assert "holds a finished run of another configuration (optimizer.learning_rate differ)" in stderr
+    assert "holds a finished run of another configuration (optimizer.learning_rate differs)" in stderr
 
 
 def test_a_run_that_fails_in_a_comparison_is_named(luffy, tmp_path):

@@ -2,8 +2,12 @@
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 import threading
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -136,6 +140,15 @@ def test_without_trackers_nothing_is_in_between(tmp_path):
         assert running.following(on_step) is on_step
 
 
+def test_a_folder_named_like_a_package_is_no_package(tmp_path, monkeypatch, warned):
+    """wandb leaves `wandb/` in the working folder, from which Python imports it as an empty package."""
+    (tmp_path / "mlflow_of_nobody").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(trackers.INSTALL, "mlflow_of_nobody", "pip install it")
+    assert not trackers._installed("mlflow_of_nobody")
+    assert len(warned()) == 1
+
+
 def test_an_unknown_tracker_is_a_mistake():
     with pytest.raises(ConfigError, match=r"'tracker\.0' input should be 'tensorboard'"):
         load_config(overrides={"tracker": "tensorbord"})
@@ -143,13 +156,16 @@ def test_an_unknown_tracker_is_a_mistake():
 
 def test_a_run_with_tensorboard_and_one_that_is_not_installed(tmp_path, warned):
     pytest.importorskip("tensorboard")
+    missing = next((name for name in ("trackio", "mlflow", "wandb") if find_spec(name) is None), None)
+    if missing is None:
+        pytest.skip("every tracker is installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = SMALL | {"output": str(tmp_path), "tracker": ["tensorboard", "trackio"]}
+    settings = SMALL | {"output": str(tmp_path), "tracker": ["tensorboard", missing]}
     assert train(load_config(overrides=settings)).status == "finished"
     (warning,) = warned()
-    assert "tracker=trackio: the package is not installed" in warning
-    assert "pip install trackio" in warning
+    assert f"tracker={missing}: the package is not installed" in warning
+    assert f"pip install {missing}" in warning
     events = EventAccumulator(str(tmp_path / "trackers/tensorboard"))
     events.Reload()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -169,3 +185,38 @@ def test_a_tracker_changes_nothing_of_a_run(tmp_path, monkeypatch):
     one, other = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("with", "without"))
     assert one == other
     assert asked == ["mlflow"]
+
+
+HANGS = """
+import atexit, os, time
+from luffy.training import trackers
+
+def hang(*_):
+    if {signal}:
+        os.kill(os.getpid(), {signal})
+    atexit.register(time.sleep, 600)
+    time.sleep(600)
+
+trackers.start_tracker, trackers.PATIENCE, trackers._installed = hang, 0.2, lambda name: True
+from luffy.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(0, 0), (signal.SIGTERM, 143)])
+def test_a_tracker_that_hangs_even_at_the_end_of_the_program_is_left(number, status, tmp_path):
+    """What the command says, its exit status and the run folder are whole, and the folder is free."""
+    settings = SMALL | {"output": str(tmp_path / "run"), "tracker": ["wandb"], "steps": 3 if number == 0 else 100}
+    (tmp_path / "empty.yaml").write_text("model: miniature\n")
+    given = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS.format(signal=int(number)), "train", tmp_path / "empty.yaml", *given, "--json"],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary == json.loads((tmp_path / "run/summary.json").read_text())
+    assert done.stderr.count("tracker=wandb does not answer") == 1
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == summary["steps"]
+    steps = summary["steps"] + 1
+    assert train(load_config(overrides=settings | {"tracker": [], "steps": steps})).steps == steps

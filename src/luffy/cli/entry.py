@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
+import threading
+from typing import NoReturn
 
 from luffy.cli import data, evaluation, looking, training  # noqa: F401  registers the commands
 from luffy.cli.console import configure_logging, messages, plain
@@ -14,6 +18,27 @@ from luffy.redaction import without_secrets
 
 def main() -> None:
     """Run the command line; a user's mistake is a sentence on stderr, never a traceback."""
+    try:
+        _run()
+    except SystemExit as ended:
+        if any(thread.name.startswith("tracker-") for thread in threading.enumerate()):
+            _leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
+
+
+def _leave(status: int) -> NoReturn:
+    """End at once: a tracker that was given up still hangs, and its package would wait for it at exit, for minutes.
+
+    The run is over and has written and closed everything; its lock ends with the process.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads any more
+            stream.flush()
+    os._exit(status)
+
+
+def _run() -> None:
     configure_logging()
     if not messages.is_terminal:
         os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars would fill a log with control characters

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -119,21 +120,22 @@ def run_comparison(
     waiting = [job for job in comparison.jobs if not job.finished]
     threads = max(1, (os.cpu_count() or 1) // parallel)
     running: list[Job] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                job = waiting.pop(0)
-                job.process = _start(job, threads)
-                running.append(job)
-            time.sleep(POLL_SECONDS)
-            for job in [job for job in running if job.process and job.process.poll() is not None]:
-                running.remove(job)
-                job.failed = not job.finished
-            if on_poll:
-                on_poll(comparison)
-    except BaseException:
-        _stop(running)
-        raise
+    with _ended_by_termination():
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    job.process = _start(job, threads)
+                    running.append(job)
+                time.sleep(POLL_SECONDS)
+                for job in [job for job in running if job.process and job.process.poll() is not None]:
+                    running.remove(job)
+                    job.failed = not job.finished
+                if on_poll:
+                    on_poll(comparison)
+        except BaseException:
+            _stop(running)
+            raise
     failed = [job for job in comparison.jobs if job.failed]
     if failed:
         job = failed[0]
@@ -161,8 +163,9 @@ def _refuse_stale(job: Job) -> None:
         what_to_do = "delete the folder or choose another --output"
         raise RunError(f"{job.folder}/config.yaml: cannot be read; {what_to_do}.") from None
     if differing:
+        verb = "differs" if len(differing) == 1 else "differ"
         raise RunError(
-            f"{job.folder} holds a finished run of another configuration ({', '.join(differing[:6])} differ). "
+            f"{job.folder} holds a finished run of another configuration ({', '.join(differing[:6])} {verb}). "
             "Choose another --output or delete the folder."
         )
 
@@ -178,6 +181,23 @@ def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
 
 def _append(path: Path) -> IO[bytes]:
     return path.open("ab")
+
+
+@contextlib.contextmanager
+def _ended_by_termination() -> Iterator[None]:
+    """SIGTERM ends the block as an exception does, so that no run is left behind; with the exit status of shells."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals there alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(jobs: Sequence[Job]) -> None:

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from rich.box import SIMPLE
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from luffy.doctor.findings import Finding
 from luffy.redaction import printable
@@ -17,7 +17,8 @@ MARKS = {"fine": "[green]ok[/]", "optional": "[yellow]-[/]", "missing": "[red]mi
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """A line a finding, under the name of its area; libraries that are in order share one."""
-    table = Table("", "", "found", "needed for, or what to do", box=SIMPLE)
+    headings = ("", "", "found", "needed for, or what to do")
+    table = Table(*(Column(heading, overflow="fold") for heading in headings), box=SIMPLE)  # names are told apart whole
     for area, group in groupby(fold_libraries(findings), lambda one: one.area):
         table.add_row("", f"[bold]{area}[/]", "", "")
         for one in group:

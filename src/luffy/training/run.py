@@ -56,7 +56,11 @@ class Run:
         """The summary of this run if it has already come to its end."""
         summary = self.folder.summary()
         if summary and summary.status == "finished" and summary.steps >= self.total_steps:
-            logger.info("%s: this run is already finished (%d steps).", self.folder.path, summary.steps)
+            logger.info(
+                "%s: this run is already finished (%d steps). A larger steps= goes on from there.",
+                self.folder.path,
+                summary.steps,
+            )
             return summary
         return None
 

@@ -212,8 +212,9 @@ class RunFolder:
         if differing:
             key = differing[0]
             more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
+            verb = "differs" if len(differing) == 1 else "differ"
             raise RunError(
-                f"{self.path} holds a run of another configuration: {', '.join(differing[:6])}{more} differ "
+                f"{self.path} holds a run of another configuration: {', '.join(differing[:6])}{more} {verb} "
                 f"({key}: {flatten(before)[key]!r} there, {flatten(self.config)[key]!r} here). "
                 "Choose another output= or delete the folder."
             )

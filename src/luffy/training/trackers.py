@@ -6,9 +6,11 @@ once in a warning; the run neither stops nor waits for it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,11 +21,17 @@ from typing import Any, Protocol, Self
 from luffy.config import Config, flatten
 from luffy.errors import LuffyError
 from luffy.files import read_lines
+from luffy.redaction import without_secrets
 
 logger = logging.getLogger(__name__)
 
 WAITING = 1000  # records that a tracker may be behind; newer ones are then left out
 PATIENCE = 5.0  # seconds that the end of a run waits for all trackers together
+DEFAULTS = {  # of the environment, unless it says otherwise
+    "WANDB_SILENT": "true",  # it writes a page about itself between our lines, and asks for a key where there is none
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # what it reports of its use goes to its makers, not where the user said
+}
 INSTALL = {
     "tensorboard": "pip install 'luffy-rl[tensorboard]'",
     "wandb": "pip install wandb",
@@ -55,7 +63,11 @@ def start_tracker(name: str, config: Config, first_step: int) -> Tracker:
     """
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    os.environ.setdefault("WANDB_SILENT", "true")  # it writes a page about itself between our lines
+    for variable, value in DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # else it tells of every try to reach a server that is down
+    if name == "trackio":
+        _silence_trackio()
     folder = Path(config.output) / "trackers"
     folder.mkdir(parents=True, exist_ok=True)
     run = f"{config.method}, seed {config.seed}"
@@ -73,6 +85,14 @@ def start_tracker(name: str, config: Config, first_step: int) -> Tracker:
     )
     started: Tracker = tracker
     return started
+
+
+def _silence_trackio() -> None:
+    """It prints to stdout, where results go, and has no setting against it."""
+    importlib.import_module("trackio")
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "trackio":
+            vars(module)["print"] = lambda *_, **__: None
 
 
 class Trackers:
@@ -141,7 +161,8 @@ class Trackers:
 
 
 def _installed(name: str) -> bool:
-    if importlib.util.find_spec(name) is not None:
+    found = importlib.util.find_spec(name)
+    if found is not None and found.origin is not None:  # none: a folder of that name, as wandb leaves them
         return True
     logger.warning(
         "tracker=%s: the package is not installed, so nothing goes there (%s). metrics.jsonl has everything.",
@@ -209,7 +230,7 @@ class _Feed:
                 logger.warning(
                     "tracker=%s %s; nothing goes there from here on. The run goes on, metrics.jsonl has everything.",
                     self._name,
-                    why,
+                    without_secrets(why),
                 )
                 self._given_up = True
 
