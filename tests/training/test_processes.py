@@ -1,5 +1,6 @@
 """Several processes train as one: the same weights, whatever is dealt to whom (see benchmarks/processes.py)."""
 
+import resource
 import socket
 from dataclasses import replace
 
@@ -145,6 +146,31 @@ def test_gradients_in_bfloat16_are_summed_in_float32(tmp_path):
     gradient = load_file(tmp_path / "sum")["gradient"]
     assert gradient.dtype == torch.float32
     assert (gradient == 257).all()  # bfloat16 has no such number
+
+
+SIZE, COUNT = 2**24, 12  # bytes of a tensor, and how many there are
+
+
+def receive(rank, port, path):
+    """One of two processes: tensors come from the first; by how many bytes the second has grown goes into a file."""
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    world = World(rank, 2, 60.0, torch.distributed.group.WORLD)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sent = {str(number): torch.full((SIZE // 4,), float(number)) for number in range(COUNT if rank == 0 else 0)}
+    seen = [name for name, tensor in world.tensors_from_main(lambda: sent) if (tensor == float(name)).all()]
+    assert seen == [str(number) for number in range(COUNT)]
+    if rank == 1:
+        path.write_text(str(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_of_what_the_first_process_reads_the_others_hold_one_tensor_at_a_time(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(receive, (port, tmp_path / "grown"), nprocs=2)
+    assert int((tmp_path / "grown").read_text()) < 5 * SIZE  # the one before, the one that comes, and what carries it
 
 
 @pytest.mark.slow

@@ -256,9 +256,14 @@ def load_weights(checkpoint: Path, loaded: LoadedModel, world: World = ALONE) ->
             )
             return dict(saved.state_dict())
 
-    weights = world.tensors_from_main(read)
-    with _reading(checkpoint):
-        model.load_state_dict(weights, strict=not has_adapter(model))
+    own = model.state_dict()
+    lacking = set() if has_adapter(model) else set(own)
+    for name, weight in world.tensors_from_main(read):
+        lacking.discard(name)
+        with _reading(checkpoint):
+            own[name].copy_(weight)
+    if lacking:
+        raise RunError(f"{checkpoint}: {len(lacking)} weights are missing, {min(lacking)} for one.")
 
 
 def load_optimizer(checkpoint: Path, learner: Learner) -> None:
@@ -271,14 +276,12 @@ def load_optimizer(checkpoint: Path, learner: Learner) -> None:
         with _reading(checkpoint):
             return load_file(checkpoint / "optimizer.safetensors")
 
-    moments = learner.world.tensors_from_main(read)
-    for index, parameter in enumerate(parameters_of(learner.optimizer)):
-        if f"{index}.step" in moments:
-            learner.optimizer.state[parameter] = {
-                "step": moments[f"{index}.step"].to(parameter.device),
-                "exp_avg": split_like(moments[f"{index}.exp_avg"], parameter),
-                "exp_avg_sq": split_like(moments[f"{index}.exp_avg_sq"], parameter),
-            }
+    parameters = parameters_of(learner.optimizer)
+    for place, value in learner.world.tensors_from_main(read):
+        index, _, name = place.partition(".")
+        parameter = parameters[int(index)]
+        moment = value.to(parameter.device) if name == "step" else split_like(value, parameter)
+        learner.optimizer.state.setdefault(parameter, {})[name] = moment
 
 
 def _load_moments_in_parts(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:

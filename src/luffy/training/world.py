@@ -110,10 +110,11 @@ class World:
         value: Value = _value(carried[0])
         return value
 
-    def tensors_from_main(self, work: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The same for tensors by name, one after the other; they lie on the CPU."""
+    def tensors_from_main(self, work: Callable[[], Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The same for tensors by name, on the CPU; one after the other, so that no other process holds them all."""
         if self.size == 1:
-            return dict(work())
+            yield from work().items()
+            return
         given: Mapping[str, Tensor] = {}
 
         def describe() -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -121,13 +122,11 @@ class World:
             given = work()
             return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
 
-        found = {}
         for name, (shape, dtype) in self.from_main(describe).items():
             tensor = given[name].detach().cpu().contiguous() if self.main else torch.empty(shape, dtype=dtype)
             with self.lost_are_named():
                 dist.broadcast(tensor, src=0, group=self.group)
-            found[name] = tensor
-        return found
+            yield name, tensor
 
     def sums(self, totals: Mapping[str, float]) -> dict[str, float]:
         """Sums over all processes, in their order: the same number on each."""
