@@ -118,6 +118,13 @@ def test_nothing_that_a_model_wrote_runs(browser, attacked):
     assert opened.requests == [attacked]
 
 
+CUT_OFF = """[...document.querySelectorAll('.chart svg')].flatMap((chart) =>
+  [...chart.querySelectorAll('text')].filter((one) => {
+    const [inner, outer] = [one, chart].map((part) => part.getBoundingClientRect());
+    return inner.width && (inner.right > outer.right + 2 || inner.left < outer.left - 2);
+  }).map((one) => one.textContent))"""  # words of a chart that are not wholly on it
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: str(size[0]))
 def test_nothing_overflows_and_nothing_is_loaded(browser, honest, size):
     opened = Opened(browser, honest, size, "dark" if size[0] == 900 else "light")
@@ -126,6 +133,7 @@ def test_nothing_overflows_and_nothing_is_loaded(browser, honest, size):
     opened.page.click(".timeline button")
     opened.see_everything()
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    assert opened.page.evaluate(CUT_OFF) == []
     assert opened.trouble == []
     assert opened.requests == [honest]
 

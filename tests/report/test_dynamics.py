@@ -80,6 +80,14 @@ def test_a_problem_is_followed_through_the_evaluations(comparison):
     assert {answer["right"] for answer in problem["methods"]["luffy"]} <= {0.0, 1.0}
 
 
+def test_a_run_that_was_stopped_early_is_followed_beside_the_other(tmp_path):
+    short = write_run(tmp_path / "a", "luffy", steps=20, problems=5, until=10)
+    long = write_run(tmp_path / "b", "on_policy", steps=20, problems=5)
+    (watched,) = histories(group_runs([read_run(short), read_run(long)]))
+    steps = {name: [one["s"] for one in answers] for name, answers in watched["problems"][0]["methods"].items()}
+    assert steps == {"luffy": [0, 10], "on_policy": [0, 10, 20]}
+
+
 def test_the_weights_on_the_page_are_those_of_the_algorithm(comparison):
     table = weight_table(comparison)
     for row in (0, 80, 126, 300):

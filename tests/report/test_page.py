@@ -87,6 +87,12 @@ def test_the_summary_says_what_was_trained_on_what_where_how_long(page):
     assert "LUFFY 60 540k 420k 30 s 32k" in page.text[page.text.index("Cost, and accuracy at equal cost") :]
 
 
+def test_one_is_not_several(tmp_path):
+    for methods, seeds, said in ((("luffy", "sft"), 1, "2 methods, seed 0"), (("luffy",), 2, "1 method, seeds 0, 1")):
+        folder = write_runs(tmp_path / methods[-1], methods, seeds, steps=4, problems=5)
+        assert f"2: {said}" in report_of(folder).text
+
+
 def test_warnings_stand_at_the_top(tmp_path):
     folder = write_run(tmp_path / "r", steps=10, problems=5, rollouts=False)
     lines = [json.loads(line) | {"verifier/failures": 1} for line in (folder / "metrics.jsonl").open()]

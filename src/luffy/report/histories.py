@@ -34,7 +34,7 @@ def histories(comparison: Comparison) -> list[dict[str, Any]]:
 def _of_set(comparison: Comparison, name: str) -> list[dict[str, Any]]:
     problems: dict[str, dict[str, Any]] = {}
     for method, runs in comparison.methods.items():
-        run = next((run for run in runs if len(run.of_set(name)) > 2), None)
+        run = next((run for run in runs if len(run.of_set(name)) > 1), None)  # it may have been stopped early
         for step, line in _lines(run, name) if run else ():
             identifier = str(line.get("id", ""))
             if identifier not in problems and len(problems) == PROBLEMS:

@@ -21,10 +21,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     entries = [
         ("Model", _distinct(run.config.get("model") for run in runs)),
         ("Problems", _problems(config)),
-        (
-            "Runs",
-            f"{len(runs)}: {len(comparison.methods)} methods, seeds {_distinct(sorted(run.seed for run in runs))}",
-        ),
+        ("Runs", f"{len(runs)}: {_several('method', len(comparison.methods))}, {_seeds(runs)}"),
         ("Steps", _distinct(sorted({run.steps for run in runs}))),
         ("Tokens", _tokens(runs)),
         ("Time", duration(sum(run.total("seconds") or 0 for run in runs)) + " in all"),
@@ -207,6 +204,15 @@ def _number(value: float | None) -> str:
 
 def _distinct(values: Any) -> str:
     return ", ".join(dict.fromkeys(str(value) for value in values if value not in (None, "")))
+
+
+def _several(word: str, number: int) -> str:
+    return f"{number} {word}{'s' if number != 1 else ''}"
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    seeds = sorted({run.seed for run in runs})
+    return f"seed{'s' if len(seeds) > 1 else ''} {_distinct(seeds)}"
 
 
 def _problems(config: Mapping[str, Any]) -> str:

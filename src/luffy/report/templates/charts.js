@@ -5,7 +5,9 @@ const charts = (() => {
   const state = { axis: "step", window: null, shown: values.methods.map((method) => method.name) };
   let drawing = Promise.resolve();
 
-  function themed(spec) {
+  const NARROW = 480; // pixels, below which a legend takes two columns, to stay whole
+
+  function themed(spec, width) {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
     const text = JSON.stringify(spec).replace(/"@([a-z0-9-]+)"/g, (_, name) =>
@@ -19,7 +21,7 @@ const charts = (() => {
         font: getComputedStyle(document.body).fontFamily,
         view: { stroke: null },
         axis: { labelColor: muted, titleColor: muted, gridColor: rule, domainColor: rule, tickColor: rule, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
-        legend: { labelColor: ink, titleColor: muted, labelFontSize: 13, titleFontWeight: "normal", symbolType: "square" },
+        legend: { labelColor: ink, titleColor: muted, labelFontSize: 13, titleFontWeight: "normal", symbolType: "square", ...(width < NARROW && { columns: 2 }) },
       },
     });
   }
@@ -28,7 +30,7 @@ const charts = (() => {
     const { spec, linked } = known.get(id);
     views.get(id)?.finalize();
     const theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-    const result = await vegaEmbed(byId(id), themed(spec), { ast: true, renderer: "svg", tooltip: { theme }, actions: false });
+    const result = await vegaEmbed(byId(id), themed(spec, byId(id).clientWidth), { ast: true, renderer: "svg", tooltip: { theme }, actions: false });
     views.set(id, result.view);
     if (linked) {
       for (const [name, value] of Object.entries(state)) result.view.signal(name, value);
