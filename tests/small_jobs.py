@@ -1,6 +1,7 @@
 """Runs that a launcher starts in processes of their own."""
 
 import os
+import signal
 import subprocess
 
 import psutil
@@ -20,6 +21,11 @@ def write_recipe(path, settings):
         place[name] = value
     path.write_text(yaml.safe_dump(tree))
     return path
+
+
+def obey_interrupts():
+    """A shell starts what runs in its background with interrupts ignored; tests that send one must not inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Job:

@@ -55,20 +55,31 @@ def check_model(name: str, policy: PolicyConfig) -> None:
                 f"{folder}: {pickled[0]} is a pickle, which can run code when it is loaded. Convert it to safetensors, "
                 "or set policy.allow_pickle=true if you trust its author."
             )
-    if "auto_map" in _read_config(folder) and not policy.trust_remote_code:
+    if "auto_map" in read_model_config(folder / "config.json") and not policy.trust_remote_code:
         raise ModelError(
             f"{folder}: the model brings its own Python code. "
             "Set policy.trust_remote_code=true if you trust its author."
         )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def is_cached(name: str) -> bool:
+    """Whether the hub's cache holds a model of that name; the hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
     try:
-        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except ValueError:  # a name that the hub cannot have
+        return False
+
+
+def read_model_config(file: Path) -> dict[str, Any]:
+    """What a model's config.json says. Raises ModelError where it cannot be read."""
+    try:
+        config = parse_json(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ModelError(f"{folder}/config.json: cannot be read as JSON ({error}).") from None
+        raise ModelError(f"{file}: cannot be read as JSON ({error}).") from None
     if not isinstance(config, dict):
-        raise ModelError(f"{folder}/config.json: expected an object.")
+        raise ModelError(f"{file}: expected an object.")
     return config
 
 

@@ -157,6 +157,13 @@ def test_a_model_too_large_for_the_memory(recipe, monkeypatch):
     assert "memory" not in needs(recipe("model: Some/Model-7B"))  # the hub is not asked
 
 
+@pytest.mark.parametrize("model", ["./none", "a/b-"])
+def test_a_name_that_neither_a_folder_nor_the_hub_has(recipe, model):
+    found = needs(recipe(f"model: {model}"))
+    assert found["model"].state == "missing"
+    assert "memory" not in found
+
+
 def test_a_model_whose_sizes_cannot_be_read(recipe, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     memory = needs(recipe(f"model: {tmp_path}"))["memory"]

@@ -20,6 +20,7 @@ from luffy import cli
 from luffy.algorithm.methods import METHODS
 from luffy.cli import console
 from luffy.config import load_config
+from small_jobs import obey_interrupts
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "recipes/miniature.yaml"
@@ -128,7 +129,8 @@ def test_ctrl_c_stops_with_a_checkpoint_and_status_130(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_comparison_that_is_stopped_leaves_no_run_behind(number, status, tmp_path):
-    process = start("compare", RECIPE, *SMALL, "steps=100000", "--methods", "luffy,sft", "--output", tmp_path)
+    given = ["compare", RECIPE, *SMALL, "steps=100000", "--methods", "luffy,sft", "--output", tmp_path]
+    process = start(*given, preexec_fn=obey_interrupts)
     run = tmp_path / "luffy/seed-0"
     while not (run / "metrics.jsonl").exists() and process.poll() is None:
         time.sleep(0.1)

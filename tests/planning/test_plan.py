@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
+from kept_tensors import kept_bytes
 from luffy.cli import application
 from luffy.config import load_config
 from luffy.errors import ConfigError, ModelError
@@ -18,10 +19,11 @@ from luffy.planning.measure import measure_machine
 from luffy.planning.memory import kept_a_token, logit_bytes, micro_batch_tokens, rollouts_a_problem
 from luffy.planning.shape import KNOWN, shape_of
 from luffy.planning.work import ADAPTED_CALL, Lengths, count_work, time_step
-from luffy.policy import Scorer, split_packed
+from luffy.policy import split_packed
 from luffy.rollout.lean import LeanForward
 from tiny_models import SHAPE
 
+FLOAT32 = 4  # bytes of a number
 GPT2 = GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64)
 
 
@@ -47,25 +49,6 @@ def test_the_published_sizes():
     assert millions["meta-llama/Llama-3.1-8B"] == 8030
 
 
-def kept_numbers(model, tokens):
-    """Numbers that torch keeps for the backward pass of the model's layers, weights not counted."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and tensor.is_floating_point():
-            kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
-        return tensor
-
-    scorer = Scorer(model, pad_id=0, chunk_elements=2**24)
-    assert scorer.paths.packed
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        states, _ = scorer._states([[1]], [[2 + place % 30 for place in range(tokens)]])
-        assert states.requires_grad
-        return sum(kept.values())
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gpt2"])
 def test_a_layer_keeps_as_many_numbers_as_torch_keeps(kind):
     tokens, counts = 48, {}
@@ -76,7 +59,7 @@ def test_a_layer_keeps_as_many_numbers_as_torch_keeps(kind):
         config.num_hidden_layers = layers
         if hasattr(config, "layer_types") and config.layer_types:
             config.layer_types = config.layer_types[:1] * layers
-        counts[layers] = kept_numbers(type(model)(config).eval(), tokens)
+        counts[layers] = kept_bytes(type(model)(config).eval(), tokens) / FLOAT32
     measured = (counts[3] - counts[1]) / 2 / tokens
     assert kept_a_token(shape_of(config.to_dict())) == pytest.approx(measured, rel=0.1)
 

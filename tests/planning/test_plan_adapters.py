@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+from kept_tensors import kept_bytes
 from luffy.cli import application
 from luffy.config import AdapterConfig, PolicyConfig, load_config
 from luffy.planning import estimate_memory, find_adapter, find_device, find_remedies, make_plan, read_shape
@@ -14,7 +15,7 @@ from luffy.planning.adapter import adapter_parameters, held_bytes, kept_beside_f
 from luffy.planning.memory import logit_bytes
 from luffy.planning.shape import shape_of
 from luffy.planning.work import Lengths, count_work
-from luffy.policy import Scorer, load_model
+from luffy.policy import load_model
 from luffy.policy.adapters import add_adapter
 from tiny_models import SHAPE
 
@@ -45,26 +46,6 @@ def test_trained_parameters_are_those_of_the_model(kind, settings):
     assert adapter_parameters(shape_of(model.config.to_dict()), config) == trained
 
 
-def kept_bytes(model, tokens):
-    """What torch keeps for the backward pass, weights not counted."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and tensor.is_floating_point():
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    scorer = Scorer(model, pad_id=0, chunk_elements=2**24)
-    assert scorer.paths.packed
-    model.train()  # dropout is there in training alone
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        states, _ = scorer._states([[1]], [[2 + place % 30 for place in range(tokens)]])
-        assert states.requires_grad
-        return sum(kept.values())
-
-
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [("llama", one) for one in SETTINGS.values()] + [("gpt2", {}), ("llama", {"policy.dtype": "bfloat16"})],
@@ -74,7 +55,7 @@ def test_a_layer_keeps_as_much_as_torch_keeps(kind, settings):
     tokens, counts = 48, {}
     for layers in (1, 3):
         model, config = adapted(kind, settings, layers)
-        counts[layers] = kept_bytes(model, tokens)
+        counts[layers] = kept_bytes(model.train(), tokens)  # dropout is there in training alone
     measured = (counts[3] - counts[1]) / 2 / tokens
     size = 2 if config.policy.dtype == "bfloat16" else 4
     planned = kept_beside_frozen(shape_of(model.config.to_dict()), config, 1.0, size, mixed=False) * size

@@ -15,6 +15,7 @@ from luffy.errors import ConfigError, RunError
 from luffy.formats import CompletionFormat
 from luffy.reward import Verdict, VerifierPool
 from luffy.reward import pool as pool_module
+from small_jobs import obey_interrupts
 
 MISBEHAVING = "python:functions_under_test:misbehaving"
 RIGHT, WRONG = ("1", "1"), ("2", "1")
@@ -233,11 +234,6 @@ def run_script(tmp_path, **parts):
         start_new_session=True,
         preexec_fn=obey_interrupts,
     )
-
-
-def obey_interrupts():
-    """A shell starts what runs in its background with interrupts ignored; tests that send one must not inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("kind", ["own", "'python:functions_under_test:equal'"])

@@ -16,11 +16,12 @@ from luffy.policy.load import disable_dropout
 from luffy.training.groups import assign_advantages
 from luffy.training.learner import Learner
 from luffy.types import Group, Problem, Rollout
+from plain_loop import plain_loss
 from tiny_models import ARCHITECTURES, build_architecture
 
 # of the way that the weights have gone; AdamW takes a full step along a gradient that is nothing but rounding, too
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 3e-3}
-STEPS, RATE, MOST_TOKENS, GAMMA, GRADIENT_NORM = 3, 1e-3, 60, 0.1, 0.5
+STEPS, RATE, MOST_TOKENS, GRADIENT_NORM = 3, 1e-3, 60, 0.5
 REWARDS = ([1, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1])  # of a group: the last is the trace's
 LENGTHS = ((3, 9, 17, 26), (5, 5, 11, 2), (8, 4, 4, 6))  # of a group's own rollouts
 PROMPTS, TRACES = (31, 2, 7), (55, 40, 12)  # one prompt is longer than its completions, one trace ten times as long
@@ -55,24 +56,9 @@ def plain_steps(model, groups):
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        plain_loss(model, groups).backward()
+        plain_loss(model, groups, MOST_TOKENS).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         optimizer.step()
-
-
-def plain_loss(model, groups):
-    """-1 / (rollouts L) sum of f(p) A: f(p) = p / (p + gamma) on a trace, p / p_old, whose value is 1, elsewhere."""
-    loss = 0.0
-    for group in groups:
-        mean = sum(one.reward for one in group.rollouts) / len(group.rollouts)
-        for one in group.rollouts:
-            row = torch.tensor([[*one.prompt_ids, *one.completion_ids]])
-            logits = model(input_ids=row).logits[0, len(one.prompt_ids) - 1 : -1]
-            logprobs = logits.log_softmax(-1).gather(-1, torch.tensor(one.completion_ids)[:, None])
-            p = logprobs.exp()
-            surrogate = p / (p + GAMMA) if one.off_policy else p / p.detach()
-            loss = loss - (one.reward - mean) * surrogate.sum() / (len(groups) * len(group.rollouts) * MOST_TOKENS)
-    return loss
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

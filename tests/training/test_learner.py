@@ -17,6 +17,7 @@ from luffy.training.learner import Learner
 from luffy.training.rows import reinforcement_rows, token_shares
 from luffy.training.schedule import learning_rate
 from luffy.types import Group, Problem, Rollout
+from plain_loop import plain_loss
 from tiny_models import VOCABULARY, build_model
 
 GENERATOR = torch.Generator()
@@ -117,23 +118,6 @@ def test_the_token_budget_does_not_change_the_weights(budget):
     )
 
 
-def plain_loss(model, groups, behavior=None):
-    """LUFFY on whole logits, a token at a time: -1/(B L) sum of f(rho) A, f(rho) = rho / (rho + 0.1) on traces."""
-    loss = torch.zeros((), dtype=torch.float64)
-    for group in groups:
-        rewards = [one.reward for one in group.rollouts]
-        for one in group.rollouts:
-            advantage = one.reward - sum(rewards) / len(rewards)
-            row = torch.tensor([[*one.prompt_ids, *one.completion_ids]])
-            logprobs = torch.log_softmax(model(input_ids=row).logits[0], dim=-1)
-            for place, token in enumerate(one.completion_ids):
-                p = logprobs[len(one.prompt_ids) + place - 1, token].exp()
-                wrote = math.exp(one.behavior_logprobs[place]) if behavior == "engine" else p.detach()
-                term = p / (p + 0.1) if one.off_policy else p / wrote
-                loss = loss - term * advantage / (4 * len(groups) * 40)
-    return loss
-
-
 def watch_gradients(learner):
     """The gradients of every optimizer step to come, before each step is taken."""
     seen, step = [], learner.optimizer.step
@@ -154,7 +138,7 @@ def assert_gradients(ours, model):
 def test_the_gradient_is_that_of_the_formula():
     learner, groups = build_learner(optimizer__max_gradient_norm=1e9), build_groups()
     model = copy.deepcopy(learner.policy)
-    loss = plain_loss(model, groups)
+    loss = plain_loss(model, groups, 40)
     loss.backward()
     seen = watch_gradients(learner)
     assign_advantages(groups, learner.method, learner.config)
@@ -173,7 +157,7 @@ def test_several_updates_compare_with_the_policy_that_sampled():
     learner.update(groups, 0)
     for model, part, ours in zip(models[:2], (groups[:1], groups[1:]), seen, strict=True):
         model.zero_grad()
-        plain_loss(model, part, behavior="engine").backward()
+        plain_loss(model, part, 40, behavior="engine").backward()
         assert_gradients(ours, model)
 
 

@@ -120,6 +120,14 @@ def test_recomputed_activations_in_bfloat16_are_the_same_ones(in_bfloat16):
     assert all(torch.equal(weight, recomputed[name]) for name, weight in plain.items())
 
 
+def in_two_processes(function, path):
+    """Call function(rank, port, path) in each of two processes, which may connect at the port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(function, (port, path), nprocs=2)
+
+
 def sum_gradients(rank, port, path):
     """One of two processes: a gradient of 256 here and of 1 there, computed in bfloat16; their sum goes into a file."""
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
@@ -139,10 +147,7 @@ def sum_gradients(rank, port, path):
 
 @pytest.mark.slow
 def test_gradients_in_bfloat16_are_summed_in_float32(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(sum_gradients, (port, tmp_path / "sum"), nprocs=2)
+    in_two_processes(sum_gradients, tmp_path / "sum")
     gradient = load_file(tmp_path / "sum")["gradient"]
     assert gradient.dtype == torch.float32
     assert (gradient == 257).all()  # bfloat16 has no such number
@@ -166,10 +171,7 @@ def receive(rank, port, path):
 
 @pytest.mark.slow
 def test_of_what_the_first_process_reads_the_others_hold_one_tensor_at_a_time(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(receive, (port, tmp_path / "grown"), nprocs=2)
+    in_two_processes(receive, tmp_path / "grown")
     assert int((tmp_path / "grown").read_text()) < 5 * SIZE  # the one before, the one that comes, and what carries it
 
 

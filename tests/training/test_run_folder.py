@@ -296,6 +296,15 @@ def test_a_model_of_another_shape_is_not_filled_in_part(tmp_path, trained):
         load_weights(find_checkpoint(tmp_path), other)
 
 
+def test_a_weight_of_another_shape_is_refused(tmp_path, trained):
+    save(tmp_path, trained, 1)
+    other = LoadedModel(build_model(dtype=torch.float32, seed=9), None, (2,), 0)
+    norm = other.model.model.norm
+    norm.weight = torch.nn.Parameter(torch.ones(2, *norm.weight.shape))  # copying would fill both halves
+    with pytest.raises(RunError, match=r"step-000001: cannot be read \(model.norm.weight is \[32\]"):
+        load_weights(find_checkpoint(tmp_path), other)
+
+
 def test_only_the_newest_are_kept(tmp_path, trained):
     for step in (1, 2, 3, 4):
         save(tmp_path, trained, step)

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import yaml
 
-from luffy.config import Config, differing_keys, load_config
+from luffy.config import Config, differing_keys, load_config, shown_as_differing
 from luffy.data import parse_benchmark
 from luffy.errors import RunError
 from luffy.files import parse_json
@@ -163,9 +163,8 @@ def _refuse_stale(job: Job) -> None:
         what_to_do = "delete the folder or choose another --output"
         raise RunError(f"{job.folder}/config.yaml: cannot be read; {what_to_do}.") from None
     if differing:
-        verb = "differs" if len(differing) == 1 else "differ"
         raise RunError(
-            f"{job.folder} holds a finished run of another configuration ({', '.join(differing[:6])} {verb}). "
+            f"{job.folder} holds a finished run of another configuration ({shown_as_differing(differing)}). "
             "Choose another --output or delete the folder."
         )
 

@@ -6,7 +6,7 @@ method is applied between the two, so that each method of a comparison runs with
     recipe  <  methods.<method> of the recipe  <  key=value on the command line
 """
 
-from luffy.config.keys import describe, differing_keys, flatten, known_keys
+from luffy.config.keys import describe, differing_keys, flatten, known_keys, shown_as_differing
 from luffy.config.names import nearest
 from luffy.config.reading import load_config, parse_override
 from luffy.config.recipe import Config, completion_format
@@ -39,4 +39,5 @@ __all__ = [
     "load_config",
     "nearest",
     "parse_override",
+    "shown_as_differing",
 ]

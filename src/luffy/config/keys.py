@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from luffy.config.recipe import Config
+
+MOST_SHOWN = 6  # keys that a message names
 
 # What may differ between the starts of one run: it does not change what the steps before it computed.
 FREE_KEYS = (
@@ -39,6 +41,12 @@ def differing_keys(before: Config, now: Config) -> list[str]:
     """The keys in which two configurations of one run folder differ, without those that may."""
     old, new = flatten(before), flatten(now)
     return [key for key in new if new[key] != old[key] and not key.startswith(FREE_KEYS)]
+
+
+def shown_as_differing(keys: Sequence[str]) -> str:
+    """`a, b and 3 more differ`, for a message about configurations that differ in these keys."""
+    more = f" and {len(keys) - MOST_SHOWN} more" if len(keys) > MOST_SHOWN else ""
+    return f"{', '.join(keys[:MOST_SHOWN])}{more} {'differs' if len(keys) == 1 else 'differ'}"
 
 
 def describe() -> list[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from luffy.config import Config, load_config
 from luffy.doctor.findings import Finding
 from luffy.errors import LuffyError, ModelError
+from luffy.model_folder import BUILT_IN, is_cached
 from luffy.planning import is_at_hand, make_plan
 from luffy.planning.machine import GIB
 from luffy.planning.shortage import device_of, how_it_fits
@@ -59,8 +60,6 @@ def _need(name: str, found: str, state: str = "fine", remedy: str = "") -> Findi
 
 
 def _model(name: str) -> Finding:
-    from luffy.model_folder import BUILT_IN
-
     if name in BUILT_IN:
         return _need("model", f"{name}, built in")
     folder = Path(name).expanduser()
@@ -72,9 +71,7 @@ def _model(name: str) -> Finding:
         return _need(
             "model", f"there is no folder {name}", "missing", "the head of the recipe says where it comes from"
         )
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if is_cached(name):
         return _need("model", f"{name}, in the hub's cache")
     return _need(
         "model", f"{name} is neither a folder nor in the hub's cache", "missing", "a run loads it from the hub"

@@ -49,7 +49,6 @@ def measure_device() -> Device:
     rates = _rates(where, dtype, size, bandwidth)
     in_bfloat16 = {} if gpu else _rates(where, torch.bfloat16, size, bandwidth) if multiplies_bfloat16() else None
     call, token = _decode_overhead(where, lean=False)
-    few_calls, few_tokens = _decode_overhead(where, lean=True)
     return Device(
         torch.cuda.get_device_name() if gpu else "this machine",
         float(torch.cuda.get_device_properties(0).total_memory) if gpu else memory_here(),
@@ -61,7 +60,7 @@ def measure_device() -> Device:
         source="measured",
         gpu=gpu,
         bfloat16=in_bfloat16,
-        lean={"call": few_calls, "token": few_tokens},
+        lean=None if gpu else dict(zip(("call", "token"), _decode_overhead(where, lean=True), strict=True)),
         **rates,
     )
 

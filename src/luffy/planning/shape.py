@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from luffy.errors import ModelError, first_line
-from luffy.files import parse_json
+from luffy.model_folder import is_cached, model_folder, read_model_config
 
 # The models of the recipes, so that a plan needs neither the hub nor a download. Compared with torchtune's builders:
 # https://github.com/pytorch/torchtune/blob/main/torchtune/models/qwen2_5/_model_builders.py (0.5B, 1.5B, 7B) and
@@ -149,33 +148,20 @@ def shape_of(config: Mapping[str, Any], name: str = "model") -> ModelShape:
 
 def is_at_hand(model: str) -> bool:
     """Whether `read_shape` finds the model's sizes without asking the hub."""
-    if model in KNOWN or (Path(model).expanduser() / "config.json").is_file() or _built_in(model).is_file():
-        return True
-    if model.count("/") != 1 or Path(model).is_absolute():
-        return False
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    return model in KNOWN or _local(model).is_file() or is_cached(model)
 
 
-def _built_in(model: str) -> Path:
-    return Path(str(resources.files("luffy"))) / "assets" / model / "config.json"
+def _local(model: str) -> Path:
+    return Path(model_folder(model)).expanduser() / "config.json"
 
 
 def _read(model: str) -> Mapping[str, Any]:
-    folder = Path(model).expanduser()
-    file = folder / "config.json" if folder.is_dir() else _built_in(model)
+    file = _local(model)
     if not file.is_file():
         if model in KNOWN:
             return KNOWN[model]
         file = _from_hub(model)
-    try:
-        found = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error}).") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: expected an object.")
-    return found
+    return read_model_config(file)
 
 
 def _from_hub(model: str) -> Path:

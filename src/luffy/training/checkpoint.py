@@ -261,6 +261,8 @@ def load_weights(checkpoint: Path, loaded: LoadedModel, world: World = ALONE) ->
     for name, weight in world.tensors_from_main(read):
         lacking.discard(name)
         with _reading(checkpoint):
+            if own[name].shape != weight.shape:  # copying would repeat a smaller one
+                raise ValueError(f"{name} is {[*weight.shape]} in place of {[*own[name].shape]}")
             own[name].copy_(weight)
     if lacking:
         raise RunError(f"{checkpoint}: {len(lacking)} weights are missing, {min(lacking)} for one.")

@@ -27,7 +27,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from luffy.algorithm import METHODS
-from luffy.config import Config, differing_keys, flatten
+from luffy.config import Config, differing_keys, flatten, shown_as_differing
 from luffy.errors import RunError
 from luffy.files import append_line, flush, read_lines, remove, write_lines, write_whole
 from luffy.training.world import World
@@ -211,10 +211,8 @@ class RunFolder:
         differing = differing_keys(before, self.config)
         if differing:
             key = differing[0]
-            more = f" and {len(differing) - 6} more" if len(differing) > 6 else ""
-            verb = "differs" if len(differing) == 1 else "differ"
             raise RunError(
-                f"{self.path} holds a run of another configuration: {', '.join(differing[:6])}{more} {verb} "
+                f"{self.path} holds a run of another configuration: {shown_as_differing(differing)} "
                 f"({key}: {flatten(before)[key]!r} there, {flatten(self.config)[key]!r} here). "
                 "Choose another output= or delete the folder."
             )
