@@ -150,7 +150,12 @@ def compare(model: Path, output: Path, seeds: int, parallel: int) -> None:
 
 
 def chosen_settings(output: Path) -> list[str]:
-    """What the search chose for each method; the recipe has the same where the search came out the same."""
+    """What the search chose for each method; the recipe has the same where the search came out the same.
+
+    Nothing where there was no search: then the recipe's settings are those of the search that is in docs/results.
+    """
+    if not scores(output):
+        return []
     settings = [(method, one) for method in GRID for one in best(output, method).split(",")[1:]]
     return [f"methods.{method}.{setting}" for method, setting in settings]
 
@@ -176,7 +181,7 @@ def keep(output: Path) -> None:
     """Copy the numbers of finished runs to docs/results/smollm2/, without rollouts and completions."""
     KEPT.mkdir(parents=True, exist_ok=True)
     comparison = output / "comparison"
-    kept = [write_tuning(output)]
+    kept = [write_tuning(output)] if scores(output) else []
     if any(comparison.glob("*/seed-*/summary.json")):
         kept += [write_comparison(comparison), write_picture(comparison, comparison / "picture.png")]
     for path in kept:

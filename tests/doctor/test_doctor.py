@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import os
 import tomllib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from luffy.doctor.packages import OPTIONS, check_library, constraint_versions, f
 from luffy.doctor.recipes import find_needs, find_recipes
 from luffy.doctor.show import findings_table, fold_libraries
 from luffy.errors import ModelError
+from luffy.planning.machine import usable_cores
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,8 +34,18 @@ def by_name(findings):
 def test_the_machine_is_described():
     found = by_name(find_machine())
     assert set(found) >= {"Python", "system", "processor", "instructions", "memory", "disk, here", "disk, temporary"}
-    assert str(machine.usable_cores()) in found["processor"].found
+    assert str(usable_cores()) in found["processor"].found
     assert "GiB" in found["memory"].found
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+def test_cores_are_those_that_this_process_may_use():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_an_old_python_and_a_full_machine_are_missing_something(monkeypatch):

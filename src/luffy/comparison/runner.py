@@ -23,6 +23,7 @@ from luffy.config import Config, differing_keys, load_config, shown_as_differing
 from luffy.data import parse_benchmark
 from luffy.errors import RunError
 from luffy.files import parse_json
+from luffy.planning.machine import usable_cores
 
 POLL_SECONDS = 0.5
 
@@ -118,7 +119,7 @@ def run_comparison(
     for job in comparison.jobs:
         _refuse_stale(job)
     waiting = [job for job in comparison.jobs if not job.finished]
-    threads = max(1, (os.cpu_count() or 1) // parallel)
+    threads = max(1, usable_cores() // parallel)
     running: list[Job] = []
     with _ended_by_termination():
         try:

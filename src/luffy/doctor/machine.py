@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from luffy.doctor.findings import Finding
-from luffy.planning.machine import GIB, memory
+from luffy.planning.machine import GIB, memory, usable_cores
 
 OLDEST_PYTHON = (3, 11)
 LEAST_MEMORY, LEAST_DISK = 1.0, 1.0  # GiB: what a run of the miniature takes, with room for its results
@@ -50,11 +50,6 @@ def find_devices() -> Iterator[Finding]:
         bfloat16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
         memory = f"{about.total_memory / GIB:.0f} GiB"
         yield Finding("devices", f"GPU {number}", f"{about.name}, {memory}, {bfloat16}, CUDA {torch.version.cuda}")
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 GIB = 2**30
@@ -13,6 +14,11 @@ def multiplies_bfloat16() -> bool:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine has under `taskset`, Slurm or a container's set."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> tuple[float, float] | None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from luffy.errors import RunError
+from luffy.planning.machine import usable_cores
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -27,7 +28,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
