@@ -10,6 +10,17 @@ from luffy.comparison.collect import BASE, align, group_runs, read_comparison, r
 from luffy.errors import RunError
 
 
+def without_samples(folder):
+    """Take the samples of the evaluations away, as where a run is kept for its numbers alone."""
+    for path in folder.rglob("evaluations/*/*.jsonl"):
+        path.unlink()
+
+
+def edit_lines(path, values):
+    """Put values into every line."""
+    path.write_text("".join(json.dumps(json.loads(line) | values) + "\n" for line in path.read_text().splitlines()))
+
+
 @pytest.fixture(scope="module")
 def comparison_folder(tmp_path_factory):
     return write_runs(tmp_path_factory.mktemp("runs") / "c", ("luffy", "on_policy"), seeds=2, problems=20, steps=20)
@@ -109,11 +120,29 @@ def test_single_runs_are_grouped_by_method_unless_that_would_mix_them_up(tmp_pat
     assert list(group_runs([first, again]).methods) == ["a", "c"]
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_without_samples_no_end_lies_where_no_value_can(tmp_path, seeds):
+    folder = write_runs(tmp_path / "c", ("luffy",), seeds, problems=30, steps=4, accuracy={"longer": 0.03})
+    for seed in range(seeds):  # far apart: with two seeds, a t interval reaches far below zero and above one
+        odd = {"completion/truncated": 0.9 * (seed % 2), "completion/length": 10.0 + 9 * seed}
+        edit_lines(folder / "luffy" / f"seed-{seed}" / "evaluations.jsonl", odd)
+    without_samples(folder)
+    comparison = read_comparison(folder)
+    for name in comparison.sets:
+        for metric, value in summarise(comparison.final("luffy", name)).items():
+            if value["low"] is None:
+                assert seeds == 1
+                continue
+            assert 0 <= value["low"] <= value["value"] <= value["high"], (name, metric)
+            assert metric == "completion/length" or value["high"] <= 1, (name, metric)
+            if metric == "avg@1":
+                assert value["n"] == 30
+
+
 def test_without_samples_on_disk_the_runs_own_interval_is_used(tmp_path):
     run = read_run(write_run(tmp_path / "r", steps=2, problems=20))
     evaluation = run.last("miniature/hard")
-    for path in (run.folder / "evaluations").rglob("*.jsonl"):
-        path.unlink()
+    without_samples(run.folder)
     bare = read_run(run.folder).last("miniature/hard")
     assert bare.outcomes == {}
     given = {key: value for key, value in summarise([bare])["avg@1"].items() if key != "n"}

@@ -104,8 +104,48 @@ def test_one_seed_is_said_and_entropy_is_not_judged(tmp_path):
     content = build_comparison(tmp_path)
     assert any(note.startswith("One finished seed of luffy, mixed") for note in content["notes"])
     assert not [one for one in content["verdicts"] if "entropy" in one["measure"]]
+    assert [(one["claim"], one["set"], one["reason"]) for one in content["unjudged"]] == [
+        (f"Policy shaping keeps more entropy {when}.", "training", "it takes two seeds of each method")
+        for when in ("over the run", "at the end")
+    ]
     assert verdict(content, "The traces' advantage falls", "training")["verdict"] == "holds"
     assert all(one["seeds"] == 1 for one in content["verdicts"])
+
+
+def test_claims_that_cannot_be_judged_are_named_with_the_reason(tmp_path):
+    folder = write_runs(tmp_path, ("luffy", "mixed", "sft"), seeds=2, problems=20, steps=20, every=5)
+    everything = build_comparison(folder)
+    assert everything["unjudged"] == []
+    (folder / "sft" / "seed-1" / "evaluations" / "step-000020" / "miniature-worked.jsonl").unlink()
+    content = build_comparison(folder)
+    assert [(one["claim"], one["set"]) for one in content["unjudged"]] == [
+        ("LUFFY forgets less than SFT.", "miniature/worked")
+    ]
+    assert "not on disk" in content["unjudged"][0]["reason"]
+    assert any(note.startswith("The samples of 1 of 6 runs are not on disk") for note in content["notes"])
+    for path in folder.rglob("evaluations/*/*.jsonl"):
+        path.unlink()
+    content = build_comparison(folder)
+    judged = {(one["claim"], one["set"]) for one in content["verdicts"]}
+    not_judged = {(one["claim"], one["set"]) for one in content["unjudged"]}
+    assert judged | not_judged == {(one["claim"], one["set"]) for one in everything["verdicts"]}  # none is forgotten
+    assert {name for _, name in judged} == {"training"}  # metrics alone
+    assert not judged & not_judged
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "reasons"),
+    [
+        (4, 5, {"Policy shaping learns faster": "3 evaluations", "The traces' advantage falls": "10 steps"}),
+        (20, 5, {}),
+    ],
+)
+def test_short_runs_are_the_reason(tmp_path, steps, every, reasons):
+    write_runs(tmp_path, ("luffy", "mixed"), seeds=2, problems=20, steps=steps, every=every)
+    unjudged = build_comparison(tmp_path)["unjudged"]
+    assert len(unjudged) == len(reasons)
+    for one in unjudged:
+        assert any(one["claim"].startswith(claim) and why in one["reason"] for claim, why in reasons.items())
 
 
 def test_the_json_has_the_structure_others_rely_on(content):

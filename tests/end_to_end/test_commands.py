@@ -343,6 +343,7 @@ def test_a_comparison_and_again_without_training(luffy, tmp_path):
     stdout, _ = luffy(*given)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/seed-0/*")}
     assert "Page: " in stdout
+    assert "Not judged, since it takes 10 steps with traces of every run: The traces' advan" in " ".join(stdout.split())
     _, stderr = luffy(*given, "optimizer.learning_rate=1e-3", status=1)
     assert "holds a finished run of another configuration (optimizer.learning_rate differs)" in stderr
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from luffy.evaluation.statistics import (
     Interval,
     mean_interval,
+    means_interval,
     paired_difference,
     pass_at_k,
     seeds_difference,
@@ -52,6 +53,34 @@ def test_agreement_of_all_problems_is_not_certainty(solved, samples):
     interval = mean_interval([[solved] * samples] * 200)
     assert interval.value == float(solved)
     assert interval.high - interval.low == pytest.approx(1.959964**2 / (200 + 1.959964**2), rel=1e-5)
+
+
+def test_means_alone_give_wilson_for_one_seed_and_never_less_than_the_problems_would():
+    alone = means_interval([0.6], 100)
+    assert (alone.low, alone.high) == pytest.approx((0.5020, 0.6906), abs=1e-4)  # any textbook's 60 of 100
+    generator = np.random.default_rng(0)
+    for share in (0.05, 0.4, 0.9):
+        rows = generator.random((3, 80)) < generator.beta(8 * share, 8 * (1 - share), 80)
+        full, kept = seeds_interval(rows), means_interval(rows.mean(axis=1), 80)
+        assert kept.value == pytest.approx(full.value)
+        assert kept.low <= full.low + 0.01  # the bootstrap's own noise
+        assert kept.high >= full.high - 0.01
+
+
+def test_means_alone_follow_the_formula_and_stay_in_the_range():
+    """The seeds' variance 0.0018 / 2 with one degree, the problems' 0.53 * 0.47 / 99 with 99; Satterthwaite."""
+    found = means_interval([0.50, 0.56], 100)
+    seeds, problems = 0.0009, 0.2491 / 99
+    degrees = (seeds + problems) ** 2 / (seeds**2 / 1 + problems**2 / 99)
+    half = student_quantile(0.975, round(degrees, 3)) * math.sqrt(seeds + problems)
+    assert (found.low, found.high) == pytest.approx((0.53 - half, 0.53 + half))
+    far = means_interval([0.4, 0.6], 100)
+    assert (far.low, far.high, far.n) == (0.0, 1.0, 100)  # two seeds this far apart say nothing
+    near = means_interval([0.5, 0.5], 100)  # no spread of the seeds: that of the problems alone, 99 degrees
+    assert near.high - 0.5 == pytest.approx(1.984 * math.sqrt(0.25 / 99), rel=1e-3)
+    for means, problems in (([], 10), ([0.5], 0)):
+        with pytest.raises(ValueError, match="at least one"):
+            means_interval(means, problems)
 
 
 def test_one_sample_a_problem_is_wilson():

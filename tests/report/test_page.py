@@ -101,6 +101,27 @@ def test_warnings_stand_at_the_top(tmp_path):
     assert text.index("the verifier failed 10 times") < text.index("What was trained on what")
 
 
+def test_without_samples_the_page_says_what_is_not_judged_and_leaves_no_interval_out_of_range(tmp_path):
+    folder = write_runs(tmp_path / "c", ("luffy", "sft"), 2, steps=10, problems=20, every=2)
+    for path in folder.rglob("evaluations/*/*.jsonl"):
+        path.unlink()
+    page = report_of(folder)
+    assert "The samples of 4 of 4 runs are not on disk" in page.text
+    listed = page.text[page.text.index("Not judged") :]
+    assert "Since the samples of the evaluations are not on disk" in listed
+    assert "LUFFY forgets less than SFT (worked, unrelated)" in listed
+    (hard,) = [chart for chart in page.values["charts"] if chart["description"].startswith("Accuracy on hard")]
+    points = hard["data"]["values"]
+    assert all(0 <= point["l"] <= point["v"] <= point["h"] <= 1 for point in points)
+    intervals = re.findall(r"(-?[\d.]+)–(-?[\d.]+)", page.text[page.text.index("Share of problems solved") :])
+    assert len(intervals) == 3 * 6  # base and two methods, on six sets
+    assert all(0 <= float(end) <= 100 for found in intervals for end in found)
+
+
+def test_with_everything_there_is_nothing_that_is_not_judged(page):
+    assert "Not judged" not in page.text
+
+
 def test_nothing_is_loaded_from_anywhere(html, page):
     for tag, attributes in page.elements:
         for name in ("src", "srcset", "poster", "data", "action", "formaction"):

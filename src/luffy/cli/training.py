@@ -141,6 +141,8 @@ def _print_summary(summary: Any) -> None:
 
 
 def _print_comparison(comparison: dict[str, Any]) -> None:
+    from luffy.report.tables import unjudged_claims
+
     sets = list(dict.fromkeys(name for entry in comparison["methods"].values() for name in entry["evaluations"]))
     common = sets[0][: sets[0].find("/") + 1] if len({name.partition("/")[0] for name in sets}) == 1 else ""
     short = {name: name.removeprefix(common) for name in sets}
@@ -161,7 +163,10 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
         interval = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
         claim = f"{one['claim']} ({short.get(one['set'], one['set'])})"
         verdicts.add_row(f"[{colours[one['verdict']]}]{one['verdict']}[/]", claim, interval)
-    results.print(verdicts)
+    if comparison["verdicts"]:
+        results.print(verdicts)
+    for reason, claims in unjudged_claims(comparison["unjudged"]):
+        results.print(plain(f"Not judged, since {reason}: {'; '.join(claims)}."), highlight=False)
     for note in comparison["notes"]:
         results.print(plain(note), highlight=False)
 

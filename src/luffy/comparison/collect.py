@@ -7,6 +7,7 @@ an error that names file and line.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 import yaml
 
 from luffy.errors import RunError
-from luffy.evaluation.statistics import Array, Interval, seeds_difference, seeds_interval
+from luffy.evaluation.statistics import RESAMPLES, Array, Interval, means_interval, seeds_difference, seeds_interval
 from luffy.files import parse_object, read_lines, taken_as_written
 
 BASE = "base"  # the untrained model, as if it were a method with one seed
 FINISHED = "finished"  # the status of a run that did all its steps
 
+
+COUNTS = frozenset({"completion/length", "verifier/failures"})  # metrics of an evaluation that are not shares
 
 Outcomes = Mapping[str, float]  # problem id -> share of right samples
 
@@ -155,33 +158,54 @@ def align(rows: Sequence[Sequence[Outcomes]]) -> list[Array] | None:
 def summarise(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, float | int | None]]:
     """Every metric of a method on one set, over its seeds, as `{METRIC: {"value", "low", "high", "n"}}`.
 
-    evaluations: one a seed. Accuracy is an interval over seeds and problems, other metrics over seeds; with one seed
-    they keep the interval that the run gave them, or have none (null).
+    evaluations: one a seed. Shares of problems are intervals over seeds and problems, other metrics over seeds; with
+    one seed they keep the interval that the run gave them, or have none (null). No end lies where no value can.
     """
     table: dict[str, dict[str, float | int | None]] = {}
-    accuracy = align([[evaluation.outcomes for evaluation in evaluations]])
-    names = dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics)
-    for name in {evaluations[0].accuracy_name: None} | names if accuracy else names:
-        if name.startswith("avg@") and accuracy is not None:
-            table[name] = dict(seeds_interval(accuracy[0]).to_json())
-        else:
-            given = [evaluation.metrics[name] for evaluation in evaluations if name in evaluation.metrics]
-            if (interval := _over_seeds(given)) is not None:
-                table[name] = interval
+    measured = [name for evaluation in evaluations for name in evaluation.metrics]
+    for name in dict.fromkeys([evaluations[0].accuracy_name, *measured]):
+        interval = accuracy_interval(evaluations) if name.startswith("avg@") else None
+        if (found := interval.to_json() if interval else _over_seeds(name, evaluations)) is not None:
+            table[name] = dict(found)
     return table
 
 
-def _over_seeds(given: Sequence[Any]) -> dict[str, float | int | None] | None:
-    """Mean and t interval of numbers (or of the values of intervals), one a seed."""
+def accuracy_interval(evaluations: Sequence[Evaluation], *, resamples: int = RESAMPLES) -> Interval | None:
+    """Accuracy of a method on one set, over seeds and problems, from the samples or, without them, from what is kept.
+
+    evaluations: one a seed. None where no accuracy is kept.
+    """
+    rows = align([[evaluation.outcomes for evaluation in evaluations]])
+    if rows is not None:
+        return seeds_interval(rows[0], resamples=resamples)
+    return _kept_interval([evaluation.metrics.get(evaluation.accuracy_name) for evaluation in evaluations])
+
+
+def _kept_interval(given: Sequence[Any]) -> Interval | None:
+    """Interval over seeds and problems of what the runs give as one over problems; of one seed, as it is given."""
+    kept = [one for one in given if isinstance(one, Mapping) and all(is_number(one.get(key)) for key in ("value", "n"))]
+    if not kept or any(one["n"] < 1 or not 0 <= one["value"] <= 1 for one in kept):
+        return None
+    problems = int(min(one["n"] for one in kept))
+    if len(kept) == 1 and is_number(kept[0].get("low")) and is_number(kept[0].get("high")):
+        return Interval(kept[0]["value"], kept[0]["low"], kept[0]["high"], problems)
+    return means_interval([float(one["value"]) for one in kept], problems)
+
+
+def _over_seeds(name: str, evaluations: Sequence[Evaluation]) -> Mapping[str, float | int | None] | None:
+    """A metric over the seeds, each end where a value of this metric can lie."""
+    given = [evaluation.metrics[name] for evaluation in evaluations if name in evaluation.metrics]
+    if (kept := _kept_interval(given)) is not None:
+        return kept.to_json()
     values = [item.get("value") if isinstance(item, Mapping) else item for item in given]
     numbers = [float(value) for value in values if is_number(value)]
     if not numbers:
         return None
     interval: Interval | None = seeds_difference(numbers)
-    if interval is not None:
-        return dict(interval.to_json())
-    alone = given[0] if isinstance(given[0], Mapping) else {}
-    return {"value": numbers[0], "low": alone.get("low"), "high": alone.get("high"), "n": len(numbers)}
+    if interval is None:
+        return {"value": numbers[0], "low": None, "high": None, "n": len(numbers)}
+    top = math.inf if name in COUNTS else 1.0
+    return interval.to_json() | {"low": max(0.0, interval.low), "high": min(top, interval.high)}
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

@@ -130,6 +130,25 @@ def seeds_interval(
     return _widest(value, ends, (0.0, 1.0), matrix.shape[1])
 
 
+def means_interval(means: Sequence[float], problems: int, *, confidence: float = 0.95) -> Interval:
+    """Mean accuracy of a method, over seeds and problems, where of each seed only its mean is kept.
+
+    means: one a seed, shares, each over the same number of `problems`. How far the problems lie apart is then not
+    known and is taken as large as it can be with this mean: as if each were either always or never solved. The wider
+    of the t interval of `_student_ends` with that and of Wilson's. Raises ValueError without a mean or a problem.
+    """
+    values = np.asarray(means, dtype=np.float64)
+    if len(values) == 0 or problems < 1:
+        raise ValueError("an interval needs at least one mean over at least one problem.")
+    value = float(values.mean())
+    ends = [wilson(value, problems, confidence)]
+    if len(values) > 1:
+        terms = [(float(values.var(ddof=1)) / len(values), len(values) - 1)]
+        terms += [(value * (1 - value) / (problems - 1), problems - 1)] if problems > 1 else []
+        ends.append(_t_ends(value, terms, confidence))
+    return _widest(value, ends, (0.0, 1.0), problems)
+
+
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
@@ -252,8 +271,12 @@ def _student_ends(parts: Sequence[tuple[int, Array]], confidence: float) -> tupl
     contrast = np.sum([sign * matrix.mean(axis=0) for sign, matrix in parts], axis=0)
     samples = [contrast] + [matrix.mean(axis=1) for _, matrix in parts]
     terms = [(float(s.var(ddof=1)) / len(s), len(s) - 1) for s in samples if len(s) > 1]
+    return _t_ends(float(contrast.mean()), terms, confidence)
+
+
+def _t_ends(value: float, terms: Sequence[tuple[float, int]], confidence: float) -> tuple[float, float]:
+    """Ends of the t interval of a value whose variance is a sum. terms: (variance, degrees of freedom) of each part."""
     variance = sum(term for term, _ in terms)
-    value = float(contrast.mean())
     if variance < 1e-24:  # rounding of equal values
         return value, value
     degrees = variance**2 / sum(term**2 / degrees for term, degrees in terms)

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from luffy.comparison.collect import Comparison, Evaluation, Run, align, is_number
-from luffy.evaluation.statistics import seeds_interval
+from luffy.comparison.collect import Comparison, Evaluation, Run, accuracy_interval, is_number
 
 Point = dict[str, Any]
 
@@ -177,16 +176,10 @@ def _evaluation_points(comparison: Comparison, name: str) -> list[Point]:
         for step, found in _by_step(runs, name).items():
             tokens = round(float(np.mean([evaluation.processed for evaluation in found])))
             point: Point = {"m": method, "s": step, "t": tokens}
-            rows = align([[evaluation.outcomes for evaluation in found]])
-            if rows is not None:
-                interval = seeds_interval(rows[0], resamples=RESAMPLES)
+            interval = accuracy_interval(found, resamples=RESAMPLES)
+            if interval is not None:
                 ends = {"v": interval.value, "l": interval.low, "h": interval.high}
                 points.append(point | {key: _rounded(value) for key, value in ends.items()})
-            else:
-                given = [one.metrics.get(one.accuracy_name) for one in found]
-                values = [float(one["value"]) for one in given if isinstance(one, Mapping) and is_number(one["value"])]
-                if values:
-                    points.append(point_of(method, step, tokens, values))
     return points
 
 

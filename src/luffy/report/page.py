@@ -110,6 +110,7 @@ def _context(comparison: Comparison, methods: Mapping[str, Look], content: Mappi
         "notes": [*content["notes"], *content["incomplete"], *warnings(comparison)],
         "verdicts": tables.verdict_rows(content["verdicts"]),
         "verdict_counts": tables.count_verdicts(content["verdicts"]),
+        "unjudged": tables.unjudged_claims(content["unjudged"]),
         "sets": [(name, tables.short_name(name), roles) for name, roles in _roles(comparison).items()],
         "accuracy": tables.accuracy_table(comparison, content, methods),
         "completions": tables.completion_table(content, methods, target) if target else [],

@@ -43,6 +43,17 @@ def verdict_rows(verdicts: Sequence[Mapping[str, Any]]) -> list[Row]:
     return list(rows.values())
 
 
+def unjudged_claims(unjudged: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Why claims cannot be judged, and for each reason the claims with the sets that this is about."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for one in unjudged:
+        reasons.setdefault(one["reason"], {}).setdefault(one["claim"], []).append(short_name(one["set"]))
+    return [
+        (reason, [f"{claim.rstrip('.')} ({', '.join(sets)})" for claim, sets in claims.items()])
+        for reason, claims in reasons.items()
+    ]
+
+
 def _verdict_line(verdict: Mapping[str, Any]) -> Row:
     share = verdict["measure"] in POINTS
     factor, unit, digits = (100, " points", 1) if share else (1, " nats" if "entropy" in verdict["measure"] else "", 3)
@@ -103,7 +114,7 @@ def _cell(metrics: Mapping[str, Any] | None, best: bool) -> Row | None:
     accuracy = next((value for name, value in (metrics or {}).items() if name.startswith("avg@")), None)
     if accuracy is None:
         return None
-    low, high = (accuracy["low"], accuracy["high"]) if accuracy["low"] is not None else (accuracy["value"],) * 2
+    low, high = (accuracy[end] if accuracy[end] is not None else accuracy["value"] for end in ("low", "high"))
     percent = [100 * number for number in (accuracy["value"], low, high)]
     return {"value": f"{percent[0]:.1f}", "interval": f"{percent[1]:.1f}–{percent[2]:.1f}", "best": best} | {
         name: f"{number:.2f}%" for name, number in zip(("middle", "left", "right"), percent, strict=True)
