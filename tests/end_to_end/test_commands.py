@@ -340,7 +340,10 @@ def test_a_comparison_and_again_without_training(luffy, tmp_path):
     assert (tmp_path / "report.html").read_text().lstrip().lower().startswith("<!doctype html")
     assert "2/2 sft, seed 0" in stderr
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/seed-0/*")}
-    stdout, _ = luffy(*given)
+    stdout, _ = luffy(*given, "--price", "2")
+    assert "dollars at 2 a machine and hour" in (tmp_path / "report.html").read_text()
+    luffy("report", tmp_path, "--price", "3")
+    assert "dollars at 3 a machine and hour" in (tmp_path / "report.html").read_text()
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/seed-0/*")}
     assert "Page: " in stdout
     assert "Not judged, since it takes 10 steps with traces of every run: The traces' advan" in " ".join(stdout.split())

@@ -30,13 +30,14 @@ def ask(server, path="/", method="GET", host=None):
 
 def test_the_page_follows_the_run(tmp_path):
     folder = tmp_path / "r"
-    with live_server([folder]) as server:
+    with live_server([folder], price=3) as server:
         status, text = ask(server)
         assert status == 200
         assert "Nothing to show yet" in text
         write_run(folder, steps=20, problems=5, until=4, sets=("hard",), status="running", rollouts=False)
         status, text = ask(server)
         assert "running after 4 steps" in text
+        assert "dollars at 3 a machine and hour" in text
         assert "connect-src &#39;self&#39;" in text or "connect-src 'self'" in text
         before = json.loads(ask(server, "/version")[1])["version"]
         assert f'"live":"{before}"' in text

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import yaml
 from synthetic import write_run, write_runs
 
 from luffy.errors import RunError
@@ -81,10 +82,35 @@ def test_the_page_is_well_formed_and_has_its_parts(page):
 
 def test_the_summary_says_what_was_trained_on_what_where_how_long(page):
     summary = page.text[page.text.index("What was trained on what") : page.text.index("What holds here")]
-    for fact in ("Model miniature", "256 problems of 5 to 8 operations", "6 methods, seeds 0, 1, 2", "9.72M trained",
-                 "9 min in all", "A processor, 2 threads", "torch 2.9.0"):  # fmt: skip
+    for fact in (
+        "Model miniature",
+        "256 problems of 5 to 8 operations",
+        "6 methods, seeds 0, 1, 2",
+        "9.72M trained",
+        "9 min in all",
+        "Cost 0.15 machine hours Hardware",
+        "A processor, 2 threads",
+        "torch 2.9.0",
+    ):
         assert fact in summary, fact
-    assert "LUFFY 60 540k 420k 30 s 32k" in page.text[page.text.index("Cost, and accuracy at equal cost") :]
+    assert "LUFFY 60 540k 420k 30 s 0.00833 32k" in page.text[page.text.index("Cost, and accuracy at equal cost") :]
+
+
+def test_money_is_device_hours_times_the_stated_price(page, tmp_path):
+    """Two methods, a run each of 3600 s; LUFFY on the GPUs of four processes: five device hours."""
+    for method, hardware in (("luffy", {"gpu": "A GPU", "processes": 4}), ("sft", {"processes": 2, "threads": 1})):
+        folder = write_run(tmp_path / "c" / method / "seed-0", method, steps=4, problems=5)
+        for name, change in (("summary.json", {"seconds": 3600.0}), ("config.yaml", {"hardware": hardware})):
+            path = folder / name
+            path.write_text(json.dumps(yaml.safe_load(path.read_text()) | change))
+    text = Page(write_report([tmp_path / "c"], tmp_path / "report.html", price=2.5).read_text()).text
+    assert "Cost 5 device hours, 12.50 dollars at 2.5 a device and hour" in text
+    assert "SFT 4 36k 0 1 h 00 min 1 2.50" in text
+    assert "LUFFY 4 36k 28k 1 h 00 min 4 10.00" in text
+    assert "The price, 2.5 dollars a device and hour, was given." in text
+    alone = Page(write_report([tmp_path / "c" / "luffy" / "seed-0"], tmp_path / "alone.html", price=0).read_text()).text
+    assert "Cost 4 GPU hours, 0.00 dollars at 0 a GPU and hour" in alone
+    assert "dollars" not in page.text.lower()  # no price, no money
 
 
 def test_one_is_not_several(tmp_path):

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from luffy.cli.console import messages, plain, print_json, results
-from luffy.cli.options import AsJson, Overrides
+from luffy.cli.options import AsJson, Overrides, Price
 from luffy.cli.root import application
 from luffy.completion import complete_recipe
 from luffy.config import describe, flatten, load_config
@@ -23,25 +23,26 @@ def report(
     output: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first folder.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Serve it on this machine, new as the run goes on.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of --live; 0: a free one.")] = 8017,
+    price: Price = None,
 ) -> None:
     """Write one self-contained HTML page about runs or a comparison."""
     from luffy.report import write_report
 
     if live:
-        _serve_report(folders, port)
+        _serve_report(folders, port, price)
         return
-    page = write_report(folders, output or folders[0] / "report.html")
+    page = write_report(folders, output or folders[0] / "report.html", price=price)
     results.print(str(page), soft_wrap=True)
 
 
-def _serve_report(folders: list[Path], port: int) -> None:
+def _serve_report(folders: list[Path], port: int, price: float | None) -> None:
     """Serve the page until Ctrl-C."""
     from contextlib import suppress
     from threading import Event
 
     from luffy.report import live_server
 
-    with live_server(folders, port) as server:
+    with live_server(folders, port, price=price) as server:
         results.print(f"http://127.0.0.1:{server.server_port}/", soft_wrap=True)
         messages.print("Serving on this machine only; Ctrl-C ends it, not the training.")
         with suppress(KeyboardInterrupt):
@@ -130,7 +131,7 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 1,
     gpu: Annotated[str | None, typer.Option(help="A100-80, H100, ...; without it: this machine.")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
-    price: Annotated[float | None, typer.Option(min=0, help="Dollars a GPU and hour.")] = None,
+    price: Price = None,
     mean_tokens: Annotated[float | None, typer.Option(min=1, help="Tokens of a completion on average.")] = None,
     utilisation: Annotated[float | None, typer.Option(min=0.01, max=1, help="Share of the peak in an update.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's rates first; a minute.")] = False,

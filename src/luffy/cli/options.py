@@ -32,6 +32,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 Methods = Annotated[
     str, typer.Option(help="Comma-separated; `luffy methods` lists them.", autocompletion=complete_methods)
 ]
+Price = Annotated[
+    float | None, typer.Option(min=0, help="Dollars a device and hour (a GPU, or the machine without one).")
+]
 
 
 def check_names(config: Config, *, training: bool = True) -> None:

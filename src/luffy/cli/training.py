@@ -13,7 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from luffy.cli.console import counted, messages, percent, plain, print_json, results
-from luffy.cli.options import AsJson, Methods, Overrides, Recipe, check_names
+from luffy.cli.options import AsJson, Methods, Overrides, Price, Recipe, check_names
 from luffy.cli.root import STOPPED, TERMINATED, application
 from luffy.config import Config, load_config, nearest
 from luffy.errors import ConfigError
@@ -80,6 +80,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 to N-1 of every method.")] = 3,
     output: Annotated[Path, typer.Option(help="The comparison's folder.")] = Path("runs/comparison"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; they share the cores.")] = 1,
+    price: Price = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods: same base, same problems, same evaluations; a table, verdicts and a page.
@@ -104,7 +105,7 @@ def compare(
         with ComparisonProgress(messages) as progress:
             run_comparison(plan, parallel=jobs, on_poll=progress.on_poll)
     finally:
-        written = _write_comparison(output) if any(job.finished for job in plan.jobs) else None
+        written = _write_comparison(output, price) if any(job.finished for job in plan.jobs) else None
     if written is None:
         return
     comparison = json.loads(written.read_text())
@@ -115,13 +116,13 @@ def compare(
     results.print(f"Page: {(output / 'report.html').resolve()}", soft_wrap=True)
 
 
-def _write_comparison(output: Path) -> Path:
+def _write_comparison(output: Path, price: float | None) -> Path:
     """Everything that is made of the runs: the numbers, the page, the picture. Returns the file of the numbers."""
     from luffy.comparison import write_comparison
     from luffy.report import write_picture, write_report
 
     written = write_comparison(output)
-    write_report([output], output / "report.html")
+    write_report([output], output / "report.html", price=price)
     write_picture(output, output / "picture.png")
     return written
 

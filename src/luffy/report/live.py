@@ -51,6 +51,7 @@ class LivePage:
     """The newest page, made anew when it is asked for and the files have changed since."""
 
     folders: Sequence[Path]
+    price: float | None = None  # dollars a device and hour
     _version: str = ""
     _content: bytes = b""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -61,7 +62,7 @@ class LivePage:
             version = version_of(self.folders)
             if version != self._version:
                 try:
-                    self._content = page_of(self.folders, live=version)
+                    self._content = page_of(self.folders, price=self.price, live=version)
                     self._version = version
                 except LuffyError as error:
                     return jinja2.Environment(autoescape=True).from_string(WAITING).render(reason=str(error)).encode()
@@ -69,12 +70,12 @@ class LivePage:
 
 
 @contextmanager
-def live_server(folders: Sequence[Path], port: int = 0) -> Iterator[ThreadingHTTPServer]:
-    """A server on 127.0.0.1 that answers while the block lasts; port 0 takes a free one.
+def live_server(folders: Sequence[Path], port: int = 0, *, price: float | None = None) -> Iterator[ThreadingHTTPServer]:
+    """A server on 127.0.0.1 that answers while the block lasts; port 0 takes a free one. price: as of `write_report`.
 
     Raises RunError where the port is taken.
     """
-    page = LivePage(list(folders))
+    page = LivePage(list(folders), price)
 
     class Handler(BaseHTTPRequestHandler):
         """Answers `/` and `/version`, and nothing else."""

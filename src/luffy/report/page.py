@@ -26,6 +26,7 @@ from luffy.errors import RunError
 from luffy.files import taken_as_written, write_whole
 from luffy.report import tables
 from luffy.report.charts import Reach, curve_chart, learned_chart, time_chart, weight_chart
+from luffy.report.cost import cost_fact, cost_table
 from luffy.report.curves import Curve, accuracy_curves, style_curves, time_parts, training_curves
 from luffy.report.dynamics import dynamics_curves, forgetting_table, learned_traces
 from luffy.report.embed import embedded_size, json_for_script
@@ -40,25 +41,26 @@ LEAST_FOR_GROUPS = 300_000  # bytes
 SCRIPTS = ("base.js", "charts.js", "groups.js", "dynamics.js", "live.js")  # one script on the page, in this order
 
 
-def write_report(folders: Sequence[Path], output: Path) -> Path:
+def write_report(folders: Sequence[Path], output: Path, *, price: float | None = None) -> Path:
     """Write one HTML page about a run, several runs, or a comparison; return its path.
 
-    folders: run folders, or a folder with METHOD/seed-K in it. Raises RunError where a folder is neither, a file in it
-    is broken, or the page cannot be written.
+    folders: run folders, or a folder with METHOD/seed-K in it. price: dollars a device and hour. Raises RunError where
+    a folder is neither, a file in it is broken, or the page cannot be written.
     """
-    return write_whole(output, page_of(folders))
+    return write_whole(output, page_of(folders, price=price))
 
 
-def page_of(folders: Sequence[Path], *, live: str | None = None) -> bytes:
-    """The HTML of the page about these folders; live: see `render`. Raises RunError as `write_report` does."""
+def page_of(folders: Sequence[Path], *, price: float | None = None, live: str | None = None) -> bytes:
+    """The HTML of the page about these folders; see `render`. Raises RunError as `write_report` does."""
     with taken_as_written(", ".join(map(str, folders))):  # where no single file can be named
-        page = render(read_folders(folders), live=live)
+        page = render(read_folders(folders), price=price, live=live)
     return page.encode(errors="backslashreplace")  # half a surrogate pair in a text has no bytes of its own
 
 
-def render(comparison: Comparison, *, live: str | None = None) -> str:
+def render(comparison: Comparison, *, price: float | None = None, live: str | None = None) -> str:
     """The HTML of the page.
 
+    price: dollars a device and hour; without it there is no money on the page.
     live: the version of what it shows; it then asks the server it came from whether there is another one.
     """
     methods = looks(comparison.methods)
@@ -75,7 +77,7 @@ def render(comparison: Comparison, *, live: str | None = None) -> str:
         "has_histories": bool(values["histories"]),
         "has_traces": bool(values["traces"]),
     }
-    return _fill(_context(comparison, methods, content) | shown, values)
+    return _fill(_context(comparison, methods, content, price) | shown, values)
 
 
 def _values(comparison: Comparison, methods: Mapping[str, Look], curves: Sequence[Curve]) -> dict[str, Any]:
@@ -100,13 +102,16 @@ def _values(comparison: Comparison, methods: Mapping[str, Look], curves: Sequenc
     return found | {"groups": sample_groups(comparison, max(left, LEAST_FOR_GROUPS))}
 
 
-def _context(comparison: Comparison, methods: Mapping[str, Look], content: Mapping[str, Any]) -> dict[str, Any]:
+def _context(
+    comparison: Comparison, methods: Mapping[str, Look], content: Mapping[str, Any], price: float | None
+) -> dict[str, Any]:
     """What the template writes by itself."""
     target = _target(comparison)
     watched = list(content["at_equal_tokens"]["evaluations"].get(next(iter(content["methods"]), ""), {}))
     return {
         "title": _title(comparison, methods),
-        "facts": tables.facts(comparison),
+        "facts": tables.facts(comparison, cost_fact(comparison.runs, price)),
+        "price": price,
         "notes": [*content["notes"], *content["incomplete"], *warnings(comparison)],
         "verdicts": tables.verdict_rows(content["verdicts"]),
         "verdict_counts": tables.count_verdicts(content["verdicts"]),
@@ -115,7 +120,7 @@ def _context(comparison: Comparison, methods: Mapping[str, Look], content: Mappi
         "accuracy": tables.accuracy_table(comparison, content, methods),
         "completions": tables.completion_table(content, methods, target) if target else [],
         "target": tables.short_name(target or ""),
-        "costs": tables.cost_table(comparison, content, methods),
+        "costs": cost_table(comparison, content, methods, price),
         "equal_tokens": tables.count(content["at_equal_tokens"]["tokens"]),
         "watched": [(name, tables.short_name(name)) for name in watched],
         "differing": tables.differing_settings(comparison, methods),

@@ -14,19 +14,20 @@ SIGNS = {"holds": "✓", "fails": "✗", "undecided": "?"}
 POINTS = frozenset({"accuracy", "speed"})  # measures that are shares; the others are shown as they are
 
 
-def facts(comparison: Comparison) -> list[tuple[str, str]]:
-    """What was trained on what, where, and for how long."""
+def facts(comparison: Comparison, cost: str) -> list[tuple[str, str]]:
+    """What was trained on what, where, for how long, and at what cost, which is given."""
     runs = comparison.runs
     config = runs[0].config
     entries = [
-        ("Model", _distinct(run.config.get("model") for run in runs)),
+        ("Model", distinct(run.config.get("model") for run in runs)),
         ("Problems", _problems(config)),
         ("Runs", f"{len(runs)}: {_several('method', len(comparison.methods))}, {_seeds(runs)}"),
-        ("Steps", _distinct(sorted({run.steps for run in runs}))),
+        ("Steps", distinct(sorted({run.steps for run in runs}))),
         ("Tokens", _tokens(runs)),
         ("Time", duration(sum(run.total("seconds") or 0 for run in runs)) + " in all"),
-        ("Hardware", _distinct(_hardware(run.environment.get("hardware")) for run in runs)),
-        ("Versions", _distinct(_pairs(run.environment.get("versions")) for run in runs)),
+        ("Cost", cost),
+        ("Hardware", distinct(_hardware(run.environment.get("hardware")) for run in runs)),
+        ("Versions", distinct(_pairs(run.environment.get("versions")) for run in runs)),
     ]
     if len(runs) == 1:
         entries[2] = ("Run", f"{runs[0].status}, seed {runs[0].seed}")
@@ -97,7 +98,7 @@ def accuracy_table(comparison: Comparison, content: Mapping[str, Any], methods: 
             seeds, finished = content["methods"][method]["seeds"], True
         else:
             entry, seeds, finished = latest(comparison.methods[method]), len(comparison.methods[method]), False
-        cells = [_cell(entry.get(name), content["best"].get(name) == method) for name in comparison.sets]
+        cells = [cell(entry.get(name), content["best"].get(name) == method) for name in comparison.sets]
         title = look.title if look else "Base model"
         rows.append({"title": title, "place": place, "seeds": seeds, "finished": finished, "cells": cells})
     return rows
@@ -110,7 +111,8 @@ def latest(runs: Sequence[Run]) -> dict[str, Any]:
     return {name: summarise(evaluations) for name, evaluations in found.items() if evaluations}
 
 
-def _cell(metrics: Mapping[str, Any] | None, best: bool) -> Row | None:
+def cell(metrics: Mapping[str, Any] | None, best: bool) -> Row | None:
+    """An accuracy in percent with its interval, and where they lie on a line from 0 to 100 %."""
     accuracy = next((value for name, value in (metrics or {}).items() if name.startswith("avg@")), None)
     if accuracy is None:
         return None
@@ -132,27 +134,6 @@ def completion_table(content: Mapping[str, Any], methods: Mapping[str, Look], na
             style = metrics.get("style/teacher", {}).get("value")
             rows.append({"title": look.title, "length": _number(values[0]), "truncated": percent(values[1])})
             rows[-1]["style"] = percent(style)
-    return rows
-
-
-def cost_table(comparison: Comparison, content: Mapping[str, Any], methods: Mapping[str, Look]) -> list[Row]:
-    """What each method took, a run, and its accuracy at equal processed tokens."""
-    equal = content["at_equal_tokens"]["evaluations"]
-    rows = []
-    for method, look in methods.items():
-        runs = comparison.methods[method]
-        totals = {key: _mean([run.total(key) for run in runs]) for key in ("trained", "generated", "seconds")}
-        rows.append(
-            {
-                "title": look.title,
-                "steps": _distinct(sorted({run.steps for run in runs})),
-                "trained": count(totals["trained"]),
-                "generated": count(totals["generated"]),
-                "time": duration(totals["seconds"]) if totals["seconds"] is not None else "",
-                "speed": count(_tokens_per_second(totals)),
-                "equal": {name: _cell({"avg@1": cell}, False) for name, cell in equal.get(method, {}).items()},
-            }
-        )
     return rows
 
 
@@ -198,13 +179,8 @@ def percent(share: float | None) -> str:
     return f"{100 * share:.1f} %" if share is not None else ""
 
 
-def _tokens_per_second(totals: Mapping[str, float | None]) -> float | None:
-    """Tokens trained and generated a second of the whole run, evaluations included."""
-    seconds = totals["seconds"]
-    return ((totals["trained"] or 0) + (totals["generated"] or 0)) / seconds if seconds else None
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None
 
@@ -213,7 +189,8 @@ def _number(value: float | None) -> str:
     return f"{value:.1f}" if value is not None else ""
 
 
-def _distinct(values: Any) -> str:
+def distinct(values: Any) -> str:
+    """The values that there are, each once, separated by commas."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value not in (None, "")))
 
 
@@ -223,7 +200,7 @@ def _several(word: str, number: int) -> str:
 
 def _seeds(runs: Sequence[Run]) -> str:
     seeds = sorted({run.seed for run in runs})
-    return f"seed{'s' if len(seeds) > 1 else ''} {_distinct(seeds)}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {distinct(seeds)}"
 
 
 def _problems(config: Mapping[str, Any]) -> str:
