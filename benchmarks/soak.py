@@ -5,7 +5,10 @@ Is anything lost? Does the memory stay flat? Is the result that of an undisturbe
     python benchmarks/soak.py                          # 5,000 steps into runs/soak; goes on where it was stopped
     python benchmarks/soak.py --steps 50 --every 10    # a try
 
-Writes benchmarks/results/soak.json and soak.png. The faults:
+Writes benchmarks/results/soak.json and soak.png, and the tables of docs/reliability.md. Memory is looked at twice:
+over all steps of a run, in whatever process, which says what the machine must have; and within the process that lived
+longest, which would show a leak. Exit status 1 if either changes by more than 5 %, a step is lost, or an accuracy lies
+outside the interval of the undisturbed runs. The faults:
 
     from outside   SIGKILL, SIGTERM, SIGINT, every `--every` steps on average; the command is then started again
     the disk       no fsync succeeds any more from a random moment on, in one start of four
@@ -22,12 +25,16 @@ import math
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from kills import write_table
 
 from luffy.files import append_line, read_lines, write_whole
 
@@ -36,7 +43,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 NOT_FINITE, MISBEHAVES, DISK_FAILS = 1 / 200, 1 / 5000, 1 / 4
 CHECKPOINT_EVERY = 25
 WARM_UP = 30  # steps of a start after which its memory counts
-FLAT = 0.05  # of the memory
+FIFTHS, FLAT = 5, 0.05  # memory is flat if the last fifth of the steps holds at most this share more or less
 MOST_STARTS = 1000
 
 
@@ -187,7 +194,7 @@ def outcome(disturbed: Path, undisturbed: Sequence[Path], steps: int) -> dict[st
         "updates skipped": sum(line["update/skipped"] for line in metrics),
         "verifier failures": sum(line["verifier/failures"] for line in metrics),
         "events": read_lines(disturbed.with_name(f"{disturbed.name}-events.jsonl")),
-        "memory": {path.name: memory_drift(memory_of(path)) for path in (disturbed, *undisturbed)},
+        "memory": {path.name: both_drifts(memory_of(path), steps) for path in (disturbed, *undisturbed)},
         "steps up": steps_up(samples, metrics),
         "evaluations": {
             name: compare(one, [other[name] for other in others]) for name, one in summary["evaluations"].items()
@@ -227,18 +234,72 @@ def steps_up(samples: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]
     return found
 
 
-def memory_drift(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of the longest time that one process lived: median memory of its last fifth over that of its first, less 1."""
+def both_drifts(samples: Sequence[dict[str, Any]], steps: int) -> dict[str, dict[str, Any]]:
+    """How memory changes over a run and within its longest process."""
+    return {"all steps": drift_of_run(samples, steps), "one process": drift_of_process(samples)}
+
+
+def drift_of_run(samples: Sequence[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """Median memory in each fifth of a run's steps, in whatever process, and how far the last lies from the first."""
+    fifths: list[list[int]] = [[] for _ in range(FIFTHS)]
+    for sample in samples:
+        fifths[(sample["step"] - 1) * FIFTHS // steps].append(sample["bytes"])
+    return {"steps": steps} | _drift([statistics.median(fifth) for fifth in fifths if fifth])
+
+
+def drift_of_process(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same of the process that lived longest, after its first steps."""
     processes: dict[int, list[int]] = {}
     for sample in samples:
         processes.setdefault(sample["process"], []).append(sample["bytes"])
     longest = max(processes.values(), key=len)[WARM_UP:]
-    fifth = len(longest) // 5
-    if not fifth:
-        return {"steps": len(longest), "drift": None, "flat": None}
-    first, last = (sorted(part)[fifth // 2] for part in (longest[:fifth], longest[-fifth:]))
-    drift = last / first - 1
-    return {"steps": len(longest), "first": first, "last": last, "drift": drift, "flat": abs(drift) <= FLAT}
+    fifth = len(longest) // FIFTHS
+    parts = [longest[place * fifth : (place + 1) * fifth] for place in range(FIFTHS - 1)] + [longest[-fifth:]]
+    return {"steps": len(longest)} | _drift([statistics.median(part) for part in parts if fifth])
+
+
+def _drift(medians: Sequence[float]) -> dict[str, Any]:
+    """By which share the last of some memories differs from the first; nothing is said of fewer than five."""
+    if len(medians) < FIFTHS:
+        return {"fifths": list(medians), "drift": None, "flat": None}
+    drift = medians[-1] / medians[0] - 1
+    return {"fifths": list(medians), "drift": drift, "flat": abs(drift) <= FLAT}
+
+
+def tables(found: dict[str, Any]) -> str:
+    """What docs/reliability.md shows."""
+    events, up = found["events"], found["steps up"]
+    ended = Counter(one["signal"] or ("its end" if one["status"] == 0 else "a full disk") for one in events)
+    ways = ", ".join(f"{why} ({times})" for why, times in ended.most_common())
+    once = "each of them" if found["every step once"] else "**not** each of them"
+    lines = [
+        f"{found['steps']:,} steps, {once} in the metrics once; {len(events)} starts, ended by {ways}; "
+        f"{found['updates skipped']:.0f} updates left out because of a loss that was NaN, "
+        f"{found['verifier failures']:.0f} completions without a verdict.",
+        "",
+        "| memory | of | steps | median of each fifth, MB | last against first | within 5 % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run, measures in found["memory"].items():
+        for measure, one in measures.items():
+            if one["drift"] is not None:
+                fifths = ", ".join(f"{held / 1e6:.0f}" for held in one["fifths"])
+                verdict = "yes" if one["flat"] else "**no**"
+                lines.append(f"| {run} | {measure} | {one['steps']:,} | {fifths} | {one['drift']:+.1%} | {verdict} |")
+    lines += [
+        "",
+        f"Of the {up['all']} times that a process of the disturbed run held 1 % more than ever before, after its first "
+        f"{WARM_UP} steps, {up['at the largest batch so far']} were at its largest batch so far.",
+        "",
+        "| set | disturbed | undisturbed | their 95 % intervals, joined | within |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in found["evaluations"].items():
+        others = ", ".join(f"{100 * value:.0f}" for value in one["undisturbed"])
+        ends = f"{100 * one['low']:.1f} to {100 * one['high']:.1f}"
+        within = "yes" if one["within"] else "**no**"
+        lines.append(f"| {name.rpartition('/')[2]} | {100 * one['disturbed']:.0f} | {others} | {ends} | {within} |")
+    return "\n".join(lines)
 
 
 def draw_curve(samples: Sequence[dict[str, Any]], path: Path) -> None:
@@ -281,11 +342,14 @@ def main() -> None:
         if not is_finished(one) and start_training(one, given.steps, seed, disturbed=False).wait():
             raise SystemExit(f"the undisturbed run did not come to its end; see {one}.log")
     found = outcome(disturbed, undisturbed, given.steps)
+    write_table("soak", tables(found))
     given.results.mkdir(exist_ok=True)
     draw_curve(found.pop("samples"), given.results / "soak.png")
     write_whole(given.results / "soak.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps({name: value for name, value in found.items() if name != "events"}, indent=1))
-    sound = found["every step once"] and all(one["flat"] is not False for one in found["memory"].values())
+    sound = found["every step once"] and all(
+        one["flat"] is not False for measures in found["memory"].values() for one in measures.values()
+    )
     sys.exit(not (sound and all(one["within"] for one in found["evaluations"].values())))
 
 
