@@ -147,6 +147,29 @@ def test_report_shows_the_first_findings_and_counts_the_rest(plain_tokenizer):
     ]
 
 
+@pytest.mark.parametrize(
+    ("traces", "limit", "said"),
+    [
+        ([], 30, "Add `traces` to the rows, or train with method=on_policy."),
+        (["17+5=22#22"], 5, "Left out, long trace: 1. rollout.max_tokens=11 would keep it."),
+        (["1+1=02#22", "2+2=04#22", "17+5=22#22", "17+5=022#22"], 5,
+         "Left out, long trace: 4. rollout.max_tokens=11 would keep half of the long ones, 12 all of them."),
+        (["#12", "17+5=22#22"], 5, "Left out, long trace: 1, trace that does not verify: 1. rollout.max_tokens=11"),
+        (["#12"], 5, "Left out, trace that does not verify: 1."),
+    ],
+)  # fmt: skip
+def test_without_a_trace_left_the_report_says_why_and_what_would_keep_them(plain_tokenizer, traces, limit, said):
+    problems = sum_with(*map(Trace, traces))
+    changes = {"max_completion_tokens": limit, "on_long_trace": "drop", "on_bad_trace": "drop"}
+    prepared = prepare(problems, plain_tokenizer, **changes)
+    assert prepared.problems[0].traces == ()
+    assert prepared.report.why_no_trace().startswith(said)
+    number = said.partition("max_tokens=")[2].partition(" ")[0]
+    if number:  # what it names is true
+        kept = prepare(problems, plain_tokenizer, **changes | {"max_completion_tokens": int(number)})
+        assert len(kept.problems[0].traces) >= len([trace for trace in traces if trace != "#12"]) / 2
+
+
 def test_long_answers_are_shortened_in_messages(plain_tokenizer):
     with pytest.raises(DataError) as error:
         prepare([Problem("a", "Q1:", "1" * 5000, "", (Trace("#2"),))], plain_tokenizer)

@@ -169,6 +169,31 @@ def test_a_model_too_large_for_the_memory(recipe, monkeypatch):
     assert "memory" not in needs(recipe("model: Some/Model-7B"))  # the hub is not asked
 
 
+@pytest.mark.parametrize(
+    ("files", "policy", "remedy"),
+    [
+        ({}, "", "config.json is missing"),
+        ({"config.json": "{}"}, "", r"holds no weights (*.safetensors)"),
+        ({"config.json": "{}", "pytorch_model.bin": ""}, "", "pytorch_model.bin is a pickle"),
+        ({"config.json": "{}", "pytorch_model.bin": ""}, "policy: {allow_pickle: true}", None),
+        ({"config.json": "{", "model.safetensors": ""}, "", "cannot be read as JSON"),
+        ({"config.json": '{"auto_map": {}}', "model.safetensors": ""}, "", "brings its own Python code"),
+        ({"config.json": "{}", "model.safetensors": ""}, "", None),
+    ],
+)
+def test_a_model_folder_is_judged_as_a_run_judges_it(recipe, tmp_path, files, policy, remedy):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    found = needs(recipe(f"model: {folder}\n{policy}"))["model"]
+    if remedy is None:
+        assert (found.state, found.found) == ("fine", f"{folder}, a folder")
+    else:
+        assert found.state == "missing"
+        assert remedy in found.remedy
+
+
 @pytest.mark.parametrize("model", ["./none", "a/b-"])
 def test_a_name_that_neither_a_folder_nor_the_hub_has(recipe, model):
     found = needs(recipe(f"model: {model}"))

@@ -497,6 +497,9 @@ def test_a_method_that_learns_from_traces_needs_one(tmp_path):
     problems = [Problem("a", "Q17+5:", "22")]
     with pytest.raises(DataError, match=r"method 'luffy' learns from traces.*method=on_policy"):
         train(small(tmp_path), problems=problems)
+    too_long = small(tmp_path, **{"rollout.max_tokens": 8, "data.on_long_trace": "drop"})
+    with pytest.raises(DataError, match=r"long trace: \d+\. rollout\.max_tokens=\d+ would keep half of the long ones"):
+        train(too_long)
 
 
 def test_a_wrong_benchmark_is_refused_before_anything_is_written(tmp_path):

@@ -64,6 +64,7 @@ class Finding:
     cause: Cause
     message: str  # with file and row, or problem
     kept: bool
+    tokens: int = 0  # of what is too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,19 @@ class PreparationReport:
     def count(self, cause: Cause) -> int:
         """How many findings have this cause."""
         return sum(finding.cause is cause for finding in self.findings)
+
+    def why_no_trace(self) -> str:
+        """Why no trace is left, and what to do, as sentences."""
+        lost = Counter(finding.cause for finding in self.findings if "trace" in finding.cause and not finding.kept)
+        if not lost:
+            return "Add `traces` to the rows, or train with method=on_policy."
+        counted = ", ".join(f"{cause}: {number}" for cause, number in lost.items())
+        lengths = sorted(finding.tokens for finding in self.findings if finding.cause is Cause.LONG_TRACE)
+        if not lengths:
+            return f"Left out, {counted}."
+        half, longest = lengths[len(lengths) // 2], lengths[-1]
+        some = f"rollout.max_tokens={half} would keep half of the long ones, {longest} all of them."
+        return f"Left out, {counted}. {some if half < longest else f'rollout.max_tokens={longest} would keep it.'}"
 
     def lines(self, shown: int = SHOWN_FINDINGS) -> list[str]:
         """For the terminal: a line for what there is, then for each cause its number and the first findings."""
@@ -233,13 +247,13 @@ class _FindingLog:
         message = f"{where}: the prompt has {tokens} tokens, more than data.max_prompt_tokens={limit}"
         if self._on_long_prompt == "refuse":
             raise DataError(f"{message}. To leave such problems out: data.on_long_prompt=drop")
-        self.findings.append(Finding(Cause.LONG_PROMPT, message, kept=False))
+        self.findings.append(Finding(Cause.LONG_PROMPT, message, kept=False, tokens=tokens))
 
     def long_trace(self, where: str, tokens: int, limit: int) -> None:
         message = f"{where} has {tokens} tokens, more than rollout.max_tokens={limit}"
         if self._on_long_trace == "refuse":
             raise DataError(f"{message}. To leave such traces out: data.on_long_trace=drop")
-        self.findings.append(Finding(Cause.LONG_TRACE, message, kept=False))
+        self.findings.append(Finding(Cause.LONG_TRACE, message, kept=False, tokens=tokens))
 
     def wrong_trace(self, candidate: _Candidate, verdict: Verdict) -> bool:
         return self._bad_trace(Cause.WRONG_TRACE, f"{candidate.where} {rejection(verdict, candidate.answer)}")

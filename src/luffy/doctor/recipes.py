@@ -10,7 +10,7 @@ from pathlib import Path
 from luffy.config import Config, load_config
 from luffy.doctor.findings import Finding
 from luffy.errors import LuffyError, ModelError
-from luffy.model_folder import BUILT_IN, is_cached
+from luffy.model_folder import BUILT_IN, check_model, is_cached, local_model
 from luffy.planning import is_at_hand, make_plan
 from luffy.planning.machine import GIB
 from luffy.planning.shortage import device_of, how_it_fits
@@ -40,7 +40,7 @@ def find_recipes(folder: Path) -> Iterator[Finding]:
 
 def needs_of(config: Config) -> Iterator[Finding]:
     """What a run of this configuration needs, each with what was found."""
-    yield _model(config.model)
+    yield _model(config)
     yield from _room(config)
     yield _data(config)
     yield _verifier(config)
@@ -59,18 +59,18 @@ def _need(name: str, found: str, state: str = "fine", remedy: str = "") -> Findi
     return Finding("recipes", name, found, state, remedy)  # type: ignore[arg-type]
 
 
-def _model(name: str) -> Finding:
+def _model(config: Config) -> Finding:
+    """Whether a run would take the model: by the check that it makes itself, before it loads anything."""
+    name = config.model
+    try:
+        check_model(name, config.policy)
+        folder = local_model(name)
+    except ModelError as error:
+        return _need("model", f"{name} cannot be used", "missing", str(error))
     if name in BUILT_IN:
         return _need("model", f"{name}, built in")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-        remedy = "" if whole else "it needs config.json and *.safetensors"
-        return _need("model", f"{name}, a folder" if whole else f"{name} is no model folder", _state(whole), remedy)
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        return _need(
-            "model", f"there is no folder {name}", "missing", "the head of the recipe says where it comes from"
-        )
+    if folder is not None:
+        return _need("model", f"{name}, a folder")
     if is_cached(name):
         return _need("model", f"{name}, in the hub's cache")
     return _need(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from luffy.config import Config
     from luffy.data import EncodedProblem, EncodedTrace
     from luffy.policy import Scorer
-    from luffy.training.run_folder import RunFolder
+    from luffy.training.run_folder import Folder
 
 DETAILED_GROUPS = 4  # of a saved step, that are kept token by token
 WATCHED_TRACES = 4  # of the whole run, of one problem each
@@ -45,7 +45,7 @@ class Look:
     def __init__(
         self,
         config: Config,
-        folder: RunFolder,
+        folder: Folder,
         scorer: Scorer,
         tokenizer: PreTrainedTokenizerBase,
         traces: Sequence[tuple[EncodedProblem, EncodedTrace]],

@@ -62,8 +62,8 @@ def prepare_data(
     traces = [(problem, trace) for problem in prepared.problems for trace in problem.traces]
     if METHODS[config.method].learns_from_traces and not traces:
         raise DataError(
-            f"{data.train}: method {config.method!r} learns from traces, and no problem has one that can be "
-            "used. Add `traces` to the rows, or train with method=on_policy."
+            f"{data.train}: method {config.method!r} learns from traces, and no problem has one that can be used. "
+            + prepared.report.why_no_trace()
         )
     return prepared.problems, traces
 

@@ -36,7 +36,7 @@ from luffy.training.first_batch import describe_mismatch
 from luffy.training.learner import BAD_STEPS_IN_A_ROW, Learner
 from luffy.training.metrics import group_metrics
 from luffy.training.plan import Step, plan_phases
-from luffy.training.run_folder import RunFolder, RunSummary
+from luffy.training.run_folder import Folder, RunSummary
 from luffy.training.shared_sampler import SharedSampler
 from luffy.types import Group
 
@@ -62,7 +62,7 @@ class Recorder:
     def __init__(
         self,
         config: Config,
-        folder: RunFolder,
+        folder: Folder,
         parts: Parts,
         progress: Progress,
         benchmarks: Sequence[Benchmark],

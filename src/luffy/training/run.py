@@ -22,7 +22,7 @@ from luffy.training.look import Look
 from luffy.training.plan import Step, plan_phases
 from luffy.training.preparation import open_collector, open_engine, prepare_data
 from luffy.training.recorder import OnStep, Parts, Recorder
-from luffy.training.run_folder import RunFolder, RunSummary
+from luffy.training.run_folder import Folder, RunSummary
 from luffy.training.world import ALONE, World
 from luffy.types import Rollout
 
@@ -35,7 +35,7 @@ class Run:
     def __init__(
         self,
         config: Config,
-        folder: RunFolder,
+        folder: Folder,
         source: LoadedProblems,
         benchmarks: Sequence[Benchmark],
         graders: Graders,

@@ -224,8 +224,12 @@ class RunFolder:
         return earlier
 
 
-class UnwrittenFolder(RunFolder):
-    """The run folder of a process that is not the first: nothing goes through it, checkpoints in parts apart."""
+class UnwrittenFolder:
+    """The run folder of a process that is not the first: nothing goes through it, checkpoints in parts apart.
+
+    No `RunFolder`, so that it inherits nothing that writes: who uses a `Folder` may call what both have, and the type
+    checker names what is missing here.
+    """
 
     def __init__(self, config: Config) -> None:
         self.path, self.config = Path(config.output), config
@@ -267,7 +271,10 @@ class UnwrittenFolder(RunFolder):
         """The first process does."""
 
 
-def open_folder(config: Config, digest: str, world: World) -> RunFolder:
+Folder = RunFolder | UnwrittenFolder  # as a process of the run has it
+
+
+def open_folder(config: Config, digest: str, world: World) -> Folder:
     """The folder as this process of the run has it. Raises RunError on all processes where it cannot be used."""
     opened: list[RunFolder] = []
     try:
