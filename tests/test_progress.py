@@ -9,6 +9,7 @@ from rich.console import Console
 from luffy.progress import LINES_IN_A_PIPE, TimeLeft, TrainingProgress, shown_time
 
 METRICS = {"reward/on_policy": 0.25, "update/loss": 0.125, "policy/entropy": 0.5, "time/update": 3.0}
+EVERYTHING = METRICS | {"accuracy": 0.75, "guidance/trace_advantage": 0.875, "completion/length": 61.5}
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the end of a line
 
 
@@ -34,9 +35,23 @@ def test_a_terminal_gets_one_bar():
     with TrainingProgress(console, "luffy") as progress:
         for step in range(1, 101):
             progress.on_step(step, 100, METRICS)
-    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).strip().splitlines()[-1]
-    assert "100/100" in last
-    assert "reward 0.250" in last
+    *_, bar, numbers = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).strip().splitlines()
+    assert "100/100" in bar
+    assert "reward 0.250" in numbers
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_a_narrow_terminal_shows_method_step_and_time_left_whole(width):
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, force_terminal=True, legacy_windows=False)
+    with TrainingProgress(console, "on_policy_shaping") as progress:
+        for step in range(1, 101):
+            progress.on_step(step, 5000, EVERYTHING)
+    *_, bar, numbers = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).strip().splitlines()
+    assert re.fullmatch(r"on_policy_shaping +[━╸╺ ]+ +100/5000 +\d+:\d+ left", bar.strip())
+    assert numbers.startswith("reward 0.250  accuracy 0.750  trace adv. 0.875")
+    assert (width >= 100) == numbers.strip().endswith("loss 0.125")
+    assert max(len(bar), len(numbers)) <= width
 
 
 def test_the_time_left_is_that_of_the_steps_now_and_not_of_the_first():

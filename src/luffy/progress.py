@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from luffy.collection import CollectionReport
@@ -57,6 +59,16 @@ def shown_time(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+class _NumbersBelow(Progress):
+    """Bars with the numbers of each on a line of their own: beside it they would squeeze step and time left away."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bars, then the numbers; what does not fit into the width is cut off at the end."""
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["numbers"], no_wrap=True, overflow="ellipsis")
+
+
 class TrainingProgress:
     """A bar for one run on a terminal; now and then a line elsewhere."""
 
@@ -70,8 +82,7 @@ class TrainingProgress:
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            fields = (TextColumn("{task.fields[left]} left"), TextColumn("{task.fields[numbers]}"))
-            self.bar = Progress(*columns, *fields, console=self.console)
+            self.bar = _NumbersBelow(*columns, TextColumn("{task.fields[left]} left"), console=self.console)
             self.bar.start()
         return self
 

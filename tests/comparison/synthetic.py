@@ -44,7 +44,7 @@ def write_run(
     truth = TRUTH.get(method, TRUTH["luffy"])
     final = dict(zip(SETS, truth["accuracy"], strict=True)) | (accuracy or {})
     done = steps if until is None else until
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     _write_config(folder, method, seed, steps)
     lines = [_metrics(method, truth, step, steps, final["hard"], generator) for step in range(1, done + 1)]
     _write_lines(folder / "metrics.jsonl", lines)

@@ -330,6 +330,17 @@ def test_the_doctor_says_by_its_status_whether_all_is_here(luffy, files, monkeyp
     assert any(one["state"] == "missing" and one["name"].endswith("model") for one in found["findings"])
 
 
+def test_a_ctrl_c_while_one_is_answered_ends_it_without_a_traceback():
+    code = (
+        "import os, signal; from luffy.cli import entry\n"
+        "def interrupted(**_): raise KeyboardInterrupt\n"
+        "entry.application, entry.messages.print = interrupted, lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "entry.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
+
+
 def test_a_comparison_and_again_without_training(luffy, tmp_path):
     given = ["compare", RECIPE, *SMALL, "--methods", "luffy,sft", "--seeds", "1", "--output", tmp_path]
     stdout, stderr = luffy(*given, "--json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from typing import NoReturn
@@ -51,6 +52,7 @@ def _run() -> None:
             messages.print(f"[bold red]error:[/] {plain(line)}", soft_wrap=True, highlight=False)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except (KeyboardInterrupt, CommandInterruptedError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # another Ctrl-C ends it at once, without a traceback
         if _speaks():
             messages.print("interrupted; the same command goes on from the last checkpoint.")
         sys.exit(STOPPED)
