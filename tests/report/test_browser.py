@@ -336,6 +336,30 @@ def test_the_live_page_loads_itself_again(browser, tmp_path):
         assert [one for one in opened.trouble if "favicon" not in one] == []
 
 
+def test_the_refresh_can_be_switched_off_and_the_end_of_the_server_is_said(browser, tmp_path):
+    run = write_run(tmp_path / "r", steps=20, problems=5, until=4, sets=("hard",), status="running", rollouts=False)
+
+    def go_on(step):
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "reward/on_policy": 0.5}) + "\n")
+
+    with live_server([run]) as server:
+        page = Opened(browser, f"http://127.0.0.1:{server.server_address[1]}/").page
+        page.uncheck("#live-refresh")
+        go_on(5)
+        page.wait_for_selector("text=There is news; switch on the refresh to see it.")
+        page.reload()  # by the reader
+        page.wait_for_selector("text=running after 5 steps")
+        assert not page.is_checked("#live-refresh")
+        go_on(6)
+        page.wait_for_selector("text=There is news")
+        assert page.is_visible("text=running after 5 steps")
+        page.check("#live-refresh")
+        page.wait_for_selector("text=running after 6 steps")
+    page.wait_for_selector("text=The server does not answer any more.")
+    assert page.is_visible("text=running after 6 steps")
+
+
 LOOKED_AT = """() => {
   const all = (selector, of) => [...document.querySelectorAll(selector)].map(of);
   return {

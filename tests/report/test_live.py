@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -45,6 +46,62 @@ def test_the_page_follows_the_run(tmp_path):
             file.write(json.dumps({"step": 5, "reward/on_policy": 0.5}) + "\n")
         assert json.loads(ask(server, "/version")[1])["version"] != before
         assert "running after 5 steps" in ask(server)[1]
+
+
+def version_of(server):
+    return json.loads(ask(server, "/version")[1])["version"]
+
+
+@pytest.mark.parametrize("inside", [".", "luffy/seed-0"])
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl", "evaluations.jsonl"])
+def test_every_file_that_the_page_is_made_of_is_watched(tmp_path, inside, name):
+    """Of a run and of each run of a comparison; also a change that leaves the size as it was, or takes a file away."""
+    run = write_run(tmp_path / inside, steps=2, problems=5, sets=("hard",), rollouts=False)
+    with live_server([tmp_path]) as server:
+        seen = [version_of(server), version_of(server)]
+        assert seen[0] == seen[1]
+        with (run / name).open("a") as file:
+            file.write("\n")
+        seen.append(version_of(server))
+        moment = (run / name).stat().st_mtime_ns + 1_000_000_000
+        os.utime(run / name, ns=(moment, moment))
+        seen.append(version_of(server))
+        (run / name).unlink()
+        assert len({*seen, version_of(server)}) == 4
+
+
+def test_a_run_that_cannot_be_read_now_is_said_and_looked_at_again(tmp_path):
+    run = write_run(tmp_path / "<b>r", steps=2, problems=5, sets=("hard",), rollouts=False)
+    with live_server([run]) as server:
+        assert "LUFFY on miniature" in ask(server)[1]
+        kept = (run / "summary.json").read_text()
+        (run / "summary.json").write_text(kept[:20])
+        text = ask(server)[1]
+        assert "Nothing to show yet" in text
+        assert "&lt;b&gt;r/summary.json" in text
+        assert "<b>" not in text
+        assert '<meta http-equiv="refresh" content="3">' in text
+        (run / "summary.json").write_text(kept)
+        assert "LUFFY on miniature" in ask(server)[1]
+
+
+def test_nothing_of_an_answer_is_kept_or_guessed_by_the_browser(tmp_path):
+    with live_server([write_run(tmp_path / "r", steps=2, problems=5, sets=("hard",), rollouts=False)]) as server:
+        for path in ("/", "/version"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}{path}", timeout=60) as answer:
+                assert (answer.headers["Cache-Control"], answer.headers["X-Content-Type-Options"]) == (
+                    "no-store",
+                    "nosniff",
+                )
+
+
+def test_nothing_answers_after_the_end(tmp_path):
+    with live_server([tmp_path]) as server:
+        address = server.server_address
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=5)
+    with live_server([tmp_path], address[1]):  # the port is free again
+        pass
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,13 @@ def test_what_keeps_a_run_from_being_exact_is_known_when_it_goes_on(tmp_path, mo
         folder.close()
 
 
+def test_another_number_of_processes_is_known(tmp_path):
+    start(tmp_path)
+    folder = RunFolder(load_config(overrides={"output": str(tmp_path)}), digest="d", processes=2)
+    assert folder.differences == ["processes 1 there, 2 here"]
+    folder.close()
+
+
 def test_a_schedule_over_another_number_of_steps_is_known(tmp_path):
     cosine = {"optimizer.schedule": "cosine"}
     start(tmp_path / "cosine", **cosine)
