@@ -39,7 +39,7 @@ WATCHED = 3  # fewer evaluations than this of a set (start and end) say nothing 
 FIFTH = 5  # "the beginning" and "the end" of a run are its first and last fifth
 
 # why a claim cannot be judged
-NO_SAMPLES = "the samples of the evaluations are not on disk (RUN/evaluations), so nothing can be paired by problem"
+NO_SAMPLES = "the samples of the evaluations are not on disk (RUN/evaluations), without which no problem is compared"
 NO_PROBLEM = "the runs were not measured on the same problems"
 NOT_MEASURED = "not every method of it was measured"
 NOT_WATCHED = f"it takes {WATCHED} evaluations of the set during every run"
