@@ -98,13 +98,17 @@ def test_the_summary_says_what_was_trained_on_what_where_how_long(page):
 
 def test_money_is_device_hours_times_the_stated_price(page, tmp_path):
     """Two methods, a run each of 3600 s; LUFFY on the GPUs of four processes: five device hours."""
-    for method, hardware in (("luffy", {"gpu": "A GPU", "processes": 4}), ("sft", {"processes": 2, "threads": 1})):
+    for method, hardware in (
+        ("luffy", {"gpu": "A GPU", "processes": 4}),
+        ("sft", {"processor": "P", "processes": 2, "threads": 1}),
+    ):
         folder = write_run(tmp_path / "c" / method / "seed-0", method, steps=4, problems=5)
         for name, change in (("summary.json", {"seconds": 3600.0}), ("config.yaml", {"hardware": hardware})):
             path = folder / name
             path.write_text(json.dumps(yaml.safe_load(path.read_text()) | change))
     text = Page(write_report([tmp_path / "c"], tmp_path / "report.html", price=2.5).read_text()).text
     assert "Cost 5 device hours, 12.50 dollars at 2.5 a device and hour" in text
+    assert "Hardware A GPU, P, 1 thread " in text
     assert "SFT 4 36k 0 1 h 00 min 1 2.50" in text
     assert "LUFFY 4 36k 28k 1 h 00 min 4 10.00" in text
     assert "The price, 2.5 dollars a device and hour, was given." in text

@@ -139,7 +139,10 @@ def weight_chart(table: Mapping[str, Any]) -> Any:
         .mark_line(strokeWidth=2.5, clip=True)
         .encode(
             x=alt.X(
-                "p:Q", title="probability of the token", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%")
+                "p:Q",
+                title="probability of the token",
+                scale=alt.Scale(domain=[0, 1]),
+                axis=alt.Axis(format=".0%", tickCount=5),
             ),
             y=alt.Y("w:Q", title="weight", axis=alt.Axis(tickCount=5)),
             color=color,

@@ -225,7 +225,7 @@ def _hardware(hardware: Any) -> str:
     if hardware.get("gpu"):
         return str(hardware["gpu"])
     threads = hardware.get("threads")
-    return f"{hardware.get('processor', '')}" + (f", {threads} threads" if is_number(threads) else "")
+    return f"{hardware.get('processor', '')}" + (f", {_several('thread', int(threads))}" if is_number(threads) else "")
 
 
 def _pairs(values: Any) -> str:
