@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from synthetic import write_run, write_runs
 
-from luffy.comparison.collect import BASE, align, group_runs, read_comparison, read_run, summarise
+from luffy.comparison.collect import BASE, Evaluation, align, group_runs, read_comparison, read_run, summarise
 from luffy.errors import RunError
+from luffy.evaluation.statistics import means_interval
 
 
 def without_samples(folder):
@@ -137,6 +138,15 @@ def test_without_samples_no_end_lies_where_no_value_can(tmp_path, seeds):
             assert metric == "completion/length" or value["high"] <= 1, (name, metric)
             if metric == "avg@1":
                 assert value["n"] == 30
+
+
+def test_other_shares_of_problems_are_over_seeds_and_problems_too():
+    seeds = [
+        Evaluation(9, "set", 0.0, {"pass@4": {"value": value, "low": 0.1, "high": 0.9, "n": 50}}, {})
+        for value in (0.4, 0.5)
+    ]
+    assert summarise(seeds) == {"pass@4": means_interval([0.4, 0.5], 50).to_json()}
+    assert summarise(seeds[:1]) == {"pass@4": {"value": 0.4, "low": 0.1, "high": 0.9, "n": 50}}  # as the run gave it
 
 
 def test_without_samples_on_disk_the_runs_own_interval_is_used(tmp_path):
