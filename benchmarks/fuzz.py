@@ -2,6 +2,7 @@
 
     python benchmarks/fuzz.py                      # 10,000 of them; counts to docs/reliability.md, results/fuzz.json
     python benchmarks/fuzz.py --count 500 --seed 7
+    python benchmarks/fuzz.py --kinds report       # its 2,500 alone; the counts of the others stay
 
 A case is known by its kind and number, and the same for the same seed: `--only data/137` repeats one, without catching
 anything. What may come out: the thing itself, if it is sound (checked), or a LuffyError. Everything else is a finding:
@@ -322,8 +323,11 @@ def try_case(kind: str, number: int, seed: int) -> str:
 
 @contextmanager
 def _deadline() -> Iterator[None]:
-    def late(*_: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} seconds of the processor, or {PATIENCE} by the clock")
+    def late(number: int, _: object) -> None:
+        spent = (
+            f"{SECONDS} seconds of the processor" if number == signal.SIGPROF else f"{PATIENCE} seconds by the clock"
+        )
+        raise TimeoutError(f"more than {spent}")
 
     before = {number: signal.signal(number, late) for number in (signal.SIGPROF, signal.SIGALRM)}
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
@@ -361,6 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"Of {', '.join(KINDS)}; separated by commas.")
     parser.add_argument("--only", default="", help="KIND/NUMBER: this case, without catching anything.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "fuzz.json")
     given = parser.parse_args()
@@ -373,8 +378,9 @@ def main() -> None:
         KINDS[kind](random.Random(f"{given.seed}/{kind}/{number}"), Path(tempfile.mkdtemp(prefix="fuzz-")))
         return
     cases = [(kind, number) for number in range(given.count // len(KINDS) + 1) for kind in KINDS][: given.count]
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
-    findings: dict[str, str] = {}
+    chosen = given.kinds.split(",")
+    cases = [(kind, number) for kind, number in cases if kind in chosen]
+    counts, findings = kept_counts(set(KINDS) - set(chosen), given.seed, given.output)
     for begin in range(0, len(cases), AT_ONCE):
         part = cases[begin : begin + AT_ONCE]
         for (kind, number), outcome in zip(part, try_in_a_process(part, given.seed), strict=True):
@@ -384,6 +390,15 @@ def main() -> None:
                 print(f"{kind}/{number}: {outcome}", flush=True)
         write_counts(counts, findings, given.seed, given.output)
     sys.exit(bool(findings))
+
+
+def kept_counts(kinds: set[str], seed: int, path: Path) -> tuple[dict[str, Counter[str]], dict[str, str]]:
+    """Counts and findings of an earlier run with the same seed, of these kinds; nothing yet of the others."""
+    record = json.loads(path.read_text()) if kinds and path.exists() else {}
+    if record and record["seed"] != seed:
+        sys.exit(f"{path} is of seed {record['seed']}; give --kinds no value, or another --output.")
+    counts = {kind: Counter(record.get("counts", {}).get(kind, {}) if kind in kinds else {}) for kind in KINDS}
+    return counts, {case: what for case, what in record.get("findings", {}).items() if case.rpartition("/")[0] in kinds}
 
 
 def write_counts(counts: dict[str, Counter[str]], findings: dict[str, str], seed: int, path: Path) -> None:
