@@ -33,7 +33,7 @@ from write_results import accuracy_table, replace, verdict_table
 from luffy.comparison.runner import Comparison, Job, plan_comparison, run_comparison, total_steps
 from luffy.comparison.verdicts import write_comparison
 from luffy.files import read_lines, write_whole
-from luffy.report import write_picture
+from luffy.report import write_picture, write_report
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "smollm2-sums.yaml"
@@ -184,6 +184,7 @@ def keep(output: Path) -> None:
     kept = [write_tuning(output)] if scores(output) else []
     if any(comparison.glob("*/seed-*/summary.json")):
         kept += [write_comparison(comparison), write_picture(comparison, comparison / "picture.png")]
+        kept += [write_report([comparison], comparison / "report.html")]
     for path in kept:
         shutil.copy(path, KEPT / path.name)
     for run_folder in sorted(path.parent for path in comparison.glob("*/seed-*/summary.json")):
