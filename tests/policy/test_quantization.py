@@ -1,6 +1,9 @@
 """A base in 4 bits under an adapter: against the same base, dequantised explicitly."""
 
+import gc
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +43,19 @@ def quantized():
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("peft")
     return load_model("miniature", PolicyConfig(device="cpu"), quantize="nf4").model
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="this system does not say what is mapped")
+def test_the_file_that_was_packed_is_not_kept_in_memory(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / "read-once"
+    shutil.copytree(model_folder("miniature"), folder)
+    loaded = [load_model(str(folder), PolicyConfig(device="cpu"), quantize=how) for how in (None, "nf4")]
+    mapped = "read-once" in Path("/proc/self/maps").read_text()
+    assert mapped  # by the plain one, whose weights are the file
+    del loaded[0]
+    gc.collect()
+    assert "read-once" not in Path("/proc/self/maps").read_text()
 
 
 def adapted(model, targets=()):

@@ -13,7 +13,7 @@ import torch
 from luffy.config import PolicyConfig
 from luffy.errors import ModelError, first_line
 from luffy.model_folder import check_model, model_folder
-from luffy.policy.quantization import keep_gradients, loading_settings
+from luffy.policy.quantization import keep_gradients, loading_settings, release_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +46,7 @@ def load_model(name: str, policy: PolicyConfig, *, quantize: str | None = None) 
     model = model.eval() if quantize else model.to(device).eval()
     disable_dropout(model)
     keep_gradients(model)
+    release_file(model)
     if policy.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     eos_ids = _eos_ids(model, tokenizer)

@@ -50,6 +50,17 @@ def quantized_layers(model: torch.nn.Module) -> dict[str, Any]:
     return {name: layer for name, layer in model.named_modules() if _is_packed(layer)}
 
 
+def release_file(model: torch.nn.Module) -> None:
+    """Copy the weights that stay as they were read: parts of the file, they would keep all of it mapped to memory.
+
+    On a processor alone; elsewhere they have been copied to the device. Only for a model with packed weights: one
+    without lives in the mapped file.
+    """
+    for weight in model.parameters() if is_quantized(model) else ():
+        if not hasattr(weight, "quant_state"):
+            weight.data = weight.data.clone()
+
+
 def keep_gradients(model: torch.nn.Module) -> None:
     """See to it that products with packed weights are exact and have a gradient in evaluation mode, too.
 
