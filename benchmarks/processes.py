@@ -64,6 +64,9 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "fsdp2": {"parallel.sharding": "full"},
     "fsdp2, taken up": {"parallel.sharding": "full", "parallel.checkpoint": "sharded"},
     "fsdp2, offloaded": {"parallel.sharding": "full", "parallel.offload": True},
+    "zero1": {"parallel.sharding": "zero1"},
+    "zero2": {"parallel.sharding": "zero2"},
+    "zero2, offloaded": {"parallel.sharding": "zero2", "parallel.offload": True},
     "fsdp2 in bfloat16": {"parallel.sharding": "full", "parallel.param_dtype": "bfloat16"},
 }
 EXACT = ("ddp", "fsdp2", "fsdp2, taken up", "fsdp2, offloaded")

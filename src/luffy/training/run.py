@@ -24,6 +24,7 @@ from luffy.training.preparation import open_collector, open_engine, prepare_data
 from luffy.training.recorder import OnStep, Parts, Recorder
 from luffy.training.run_folder import RunFolder, RunSummary
 from luffy.training.world import ALONE, World
+from luffy.training.zero import check_zero
 from luffy.types import Rollout
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Run:
         """Load model, data and benchmarks; take up the newest whole checkpoint, or evaluate the base."""
         began = time.perf_counter()
         check_adapter(self.config.adapter)
+        check_zero(self.config)
         loaded = load_model(self.config.model, self.config.policy, quantize=self.config.adapter.quantize)
         if self.config.adapter.rank is not None:
             add_adapter(loaded.model, self.config.adapter, seed=seed_of("adapter", self.config.seed))
