@@ -95,7 +95,7 @@ class Run:
             loaded=loaded,
             world=self.world,
         )
-        self.look = Look(self.config, self.folder, self.learner.scorer, loaded.tokenizer, self.traces)
+        self.look = Look(self.config, self.folder, self.learner.wrapper, loaded.tokenizer, self.traces)
         parts = Parts(loaded, self.learner, self.engine, self.collector, self.graders)
         self.recorder = Recorder(self.config, self.folder, parts, progress, self.benchmarks, self.on_step, began=began)
         if self.checkpoint:

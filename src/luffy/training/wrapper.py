@@ -23,7 +23,7 @@ from luffy.training.world import World
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from luffy.policy import Scorer
+    from luffy.policy import Scorer, TokenScores
 
 
 class Wrapper:
@@ -32,7 +32,7 @@ class Wrapper:
     def __init__(self, scorer: Scorer, reference: Scorer | None, config: Config, world: World) -> None:
         """Nothing is wrapped yet: until then every process has the whole policy to itself."""
         self.scorer, self.reference, self.config, self.world = scorer, reference, config, world
-        self.sharded = world.size > 1 and config.parallel.sharding == "full"
+        self.sharded = world.size > 1 and config.parallel.splits_weights
         self.saves_parts = self.sharded and config.parallel.checkpoint == "sharded"
         self.module: Any = None  # what is called in place of the scorer
 
@@ -51,6 +51,11 @@ class Wrapper:
         """AdamW on what is trained, with nothing learned yet; only after `wrap`. rate: the learning rate."""
         optimizer: torch.optim.Optimizer = self.accelerator.prepare(self._adamw(rate))
         return optimizer
+
+    def score(self, *given: Any, **named: Any) -> TokenScores:
+        """What the scorer says, where nothing is to be learned from it."""
+        scores: TokenScores = self.scorer(*given, **named)
+        return scores
 
     def sums(self, *, last: bool) -> Any:
         """The context of a micro-batch. last: of this optimizer step; then gradients are summed at its end.
@@ -154,7 +159,7 @@ class Wrapper:
     def _whole(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         policy = self.scorer.model
         if not is_split(policy):
-            return dict(weights)
+            return {name: weight.detach() for name, weight in weights}
         with self.world.lost_are_named():
             return self._kept(gathered(weights, policy))
 

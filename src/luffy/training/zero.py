@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,18 @@ from torch import Tensor
 from luffy.config import Config
 from luffy.errors import ModelError, RunError
 from luffy.policy import TokenScores
+from luffy.policy.sharding import gathered
 from luffy.training.world import World
 from luffy.training.wrapper import Wrapper
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from transformers import PreTrainedModel
 
     from luffy.policy import Scorer
 
 BUCKET = 2**26  # gradients that are summed at once: 256 MB in float32
+GATHERED = 2**28  # weights of stage 3 that are whole at once: 1 GB in float32
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's two moments
 
 
@@ -53,7 +57,7 @@ def wrapper_of(scorer: Scorer, reference: Scorer | None, config: Config, world: 
 class ZeroWrapper(Wrapper):
     """A wrapper around DeepSpeed's engine.
 
-    zero1: AdamW's moments are split over the processes; zero2: gradients, too.
+    zero1: AdamW's moments are split over the processes; zero2: gradients, too; zero3: weights, too.
     """
 
     def wrap(self, accelerator: Accelerator) -> None:
@@ -75,6 +79,11 @@ class ZeroWrapper(Wrapper):
     def parameters(self) -> list[Tensor]:
         """What is trained, in the order by which a checkpoint numbers it."""
         return self._trained
+
+    def score(self, *given: Any, **named: Any) -> TokenScores:
+        """What the scorer says, where nothing is to be learned from it."""
+        scores: TokenScores = (self.module or self.scorer)(*given, **named)
+        return scores
 
     def sums(self, *, last: bool) -> Any:
         """The context of a micro-batch. last: of this optimizer step."""
@@ -117,31 +126,47 @@ class ZeroWrapper(Wrapper):
 
     def put_moments(self, optimizer: torch.optim.Optimizer, moments: Iterable[tuple[str, Tensor]]) -> None:  # noqa: ARG002
         """The inverse, on all processes; moments: whole ones, one after the other."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         for place, value in moments:
             index, _, name = place.partition(".")
             if name == "step":
                 self._set_steps(value)
             else:
-                parameter = self._trained[int(index)]
-                safe_set_full_optimizer_state(parameter, value.to(parameter.device), name)
+                self._put_moment(self._trained[int(index)], name, value)
+
+    def _put_moment(self, parameter: Any, name: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if not self.sharded:
+            safe_set_full_optimizer_state(parameter, value.to(parameter.device), name)
+            return
+        size = parameter.ds_tensor.numel()  # of each process's part; the last one is filled up with zeros
+        filled = torch.nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+        part = filled[size * self.world.rank :][:size]
+        safe_set_local_optimizer_state(parameter, part.to(parameter.device), name)
 
     def _whole(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Copies, since those of DeepSpeed are parts of one long tensor; kept by the process that writes."""
-        return {name: weight.detach().cpu().clone() for name, weight in weights} if self.world.main else {}
+        """Copies, since those of DeepSpeed are parts of one long tensor, which no file of tensors takes."""
+        with self.world.lost_are_named():
+            kept = self._kept(gathered(weights, self.scorer.model))
+        copies = {id(tensor): tensor.clone() for tensor in kept.values()}
+        return {name: copies[id(tensor)] for name, tensor in kept.items()}
 
     def _start_engine(self) -> None:
         package = _load_deepspeed(self.scorer.model.device)
+        assert self.scorer.paths  # found out on whole weights
         self.engine, *_ = package.initialize(
             model=_Tuples(self.scorer),
             optimizer=self._optimizer,
             model_parameters=self._trained,
-            config=engine_settings(self.config, self.scorer.model.device),
+            config=engine_settings(self.config, self.scorer.model),
             dist_init_required=False,
         )
         if self.engine.world_size != self.world.size:
             raise RuntimeError(f"DeepSpeed sees {self.engine.world_size} processes in place of {self.world.size}")
+        if self.sharded and self.scorer.paths.split:
+            head = self.scorer.model.get_output_embeddings()
+            for parameter in head.parameters():  # its gradient is computed in the forward pass of the whole
+                package.zero.register_external_parameter(self.engine.module, parameter)
         self.module = self._score
 
     def _score(self, *given: Any, **named: Any) -> TokenScores:
@@ -160,11 +185,9 @@ class ZeroWrapper(Wrapper):
                 self.backward(0 * self.module([[1]], [[1]]).logprobs.sum(), 0.0)
             if self.step(self._optimizer, math.inf, sound=True) is None:
                 raise RunError("the model's log-probs are not finite before it is trained: look at its weights.")
-        zeros = (
-            (f"{index}.{name}", torch.zeros(one.shape)) for index, one in enumerate(self._trained) for name in MOMENTS
-        )
-        self.put_moments(self._optimizer, zeros)
-        self._set_steps(torch.tensor(0.0))
+        for state in self._optimizer.state.values():
+            for value in state.values():
+                value.zero_()
 
     def _set_steps(self, count: Tensor) -> None:
         for state in self._optimizer.state.values():
@@ -172,22 +195,35 @@ class ZeroWrapper(Wrapper):
 
 
 class _Tuples(torch.nn.Module):
-    """The scorer with its scores as a tuple, in which DeepSpeed looks for what to call back on in the backward pass."""
+    """The scorer with its scores as a tuple, in which DeepSpeed looks for what to call back on in the backward pass.
+
+    It puts hooks on every module, which want tuples, too: so the scorer is not called as one.
+    """
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self.scorer = scorer
 
     def forward(self, *given: Any, **named: Any) -> tuple[Tensor | None, ...]:
-        scores: TokenScores = self.scorer(*given, **named)
+        scores = self.scorer.forward(*given, **named)
         return scores.logprobs, scores.entropy, scores.loss
 
 
-def engine_settings(config: Config, device: torch.device) -> dict[str, Any]:
+def engine_settings(config: Config, model: PreTrainedModel) -> dict[str, Any]:
     """What DeepSpeed is told; batch sizes mean nothing to it here, since losses are sums."""
     stage: dict[str, Any] = {"stage": config.parallel.zero_stage, "reduce_bucket_size": BUCKET}
+    if config.parallel.splits_weights:
+        width = model.config.get_text_config().hidden_size
+        stage |= {
+            "stage3_param_persistence_threshold": 10 * width,  # elements: the weights of norms stay whole
+            "stage3_max_live_parameters": GATHERED,
+            "stage3_max_reuse_distance": GATHERED,
+        }
     if config.parallel.offload:
-        stage["offload_optimizer"] = {"device": "cpu", "pin_memory": device.type != "cpu"}
+        host = {"device": "cpu", "pin_memory": model.device.type != "cpu"}
+        stage["offload_optimizer"] = host
+        if config.parallel.splits_weights:
+            stage["offload_param"] = host
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -201,6 +237,7 @@ def _load_deepspeed(device: torch.device) -> Any:
     """The package; it compiles nothing, and says what it says on stderr: stdout is for results."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # of calls that newer versions rename
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
