@@ -156,12 +156,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(wrapper, bad_s
 
 # -- runs
 
-SETTINGS = SMALL | {"checkpoint_every": 2, "keep_checkpoints": 9, "rollouts_every": 2, "evaluation.every": 0}
+SETTINGS = SMALL | {"policy.device": "cpu", "checkpoint_every": 2, "keep_checkpoints": 9, "evaluation.every": 0}
 
 
 def train(path, run, steps, **given):
     """A run of two processes by the command line."""
-    recipe = write_recipe(path / "small.yaml", SETTINGS | {"policy.device": "cpu"})
+    recipe = write_recipe(path / "small.yaml", SETTINGS)
     settings = [f"{key}={value}" for key, value in given.items()]
     command = [sys.executable, "-m", "luffy", "train", "--processes", "2", recipe, f"output={run}", f"steps={steps}"]
     status, said = Job([*command, *settings], run.with_suffix(".log")).wait()
