@@ -9,8 +9,10 @@ VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
 TRACKERS_VENV ?= .venv-trackers
 TRACKERS_READY := $(TRACKERS_VENV)/.ready
+DEEPSPEED_VENV ?= .venv-deepspeed
+DEEPSPEED_READY := $(DEEPSPEED_VENV)/.ready
 
-.PHONY: help demo test test-slow test-vllm test-processes test-trackers lint coverage licences audit bench plan-check results clean
+.PHONY: help demo test test-slow test-vllm test-processes test-deepspeed test-trackers lint coverage licences audit bench plan-check results clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,6 +46,16 @@ test-vllm: $(VLLM_READY) ## What every engine promises, asked of real vLLM on th
 		tests/rollout/test_engine_contract.py tests/rollout/test_vllm_engine.py tests/rollout/test_vllm_server.py \
 		tests/rollout/test_endpoint_on_vllm.py tests/rollout/test_vllm_lora.py \
 		tests/rollout/test_vllm_processes.py tests/rollout/test_vllm_run.py
+
+$(DEEPSPEED_READY): pyproject.toml constraints.txt
+	test -x $(DEEPSPEED_VENV)/bin/python || $(PYTHON) -m venv $(DEEPSPEED_VENV)
+	$(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check torch -c constraints.txt
+	DS_BUILD_OPS=0 $(DEEPSPEED_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[dev,data,reasoning-gym,deepspeed]'
+	touch $@
+
+test-deepspeed: $(DEEPSPEED_READY) ## DeepSpeed's ZeRO on this CPU: against one process, bad steps, going on. Ten minutes.
+	OMP_NUM_THREADS=1 $(DEEPSPEED_VENV)/bin/python -m pytest -m slow tests/training/test_zero.py
 
 $(TRACKERS_READY): pyproject.toml constraints.txt
 	test -x $(TRACKERS_VENV)/bin/python || $(PYTHON) -m venv $(TRACKERS_VENV)
@@ -98,4 +110,4 @@ results: $(READY) ## Repeat docs/results.md: the search for the rates, the compa
 	$(BIN)/python benchmarks/write_results.py runs/results --tuning runs/tuning/tuning.json --dials runs/dials/dials.json
 
 clean: ## Remove the environment and caches; runs are kept.
-	rm -rf $(VENV) $(TRACKERS_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TRACKERS_VENV) $(DEEPSPEED_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,7 +5,7 @@
 
 Wrappers: ddp (each process holds all weights), fsdp2 (weights, gradients and moments are split), fsdp2 that is saved
 after every step, each process its part, and taken up by a learner with another model, and fsdp2 with its parts on the
-host.
+host. Where deepspeed is installed (`make test-deepspeed`), also the stages of its ZeRO, which know no float64.
 
 A tiny random model with exact norms takes three optimizer steps on the same uneven groups: some without trace, one
 without signal, micro-batches of few tokens. All processes but the first begin with other weights, which must not count.
@@ -25,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,14 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     "fsdp2": {"parallel.sharding": "full"},
     "fsdp2, taken up": {"parallel.sharding": "full", "parallel.checkpoint": "sharded"},
     "fsdp2, offloaded": {"parallel.sharding": "full", "parallel.offload": True},
+    "zero1": {"parallel.sharding": "zero1"},
+    "zero2": {"parallel.sharding": "zero2"},
+    "zero2, offloaded": {"parallel.sharding": "zero2", "parallel.offload": True},
+    "zero3": {"parallel.sharding": "zero3"},
+    "zero3, offloaded": {"parallel.sharding": "zero3", "parallel.offload": True},
     "fsdp2 in bfloat16": {"parallel.sharding": "full", "parallel.param_dtype": "bfloat16"},
 }
+ZERO = ("zero1", "zero2", "zero2, offloaded", "zero3", "zero3, offloaded")  # in float32 alone, where deepspeed is there
 EXACT = ("ddp", "fsdp2", "fsdp2, taken up", "fsdp2, offloaded")
 
 
@@ -185,9 +192,11 @@ def take_up(learner: Any, dtype: str, phase: Any, begin: int) -> tuple[Any, Any]
 
 def share_held(model: Any) -> float:
     """The share of the weights that this process holds between steps."""
+    from luffy.policy.sharding import whole_shape
+
     parameters = list(model.parameters())
-    own = sum(getattr(one, "to_local", lambda one=one: one)().numel() for one in parameters)
-    return float(own / sum(one.numel() for one in parameters))
+    own = sum(getattr(one, "ds_tensor", getattr(one, "to_local", lambda one=one: one)()).numel() for one in parameters)
+    return float(own / sum(whole_shape(one).numel() for one in parameters))
 
 
 # -- processes
@@ -255,19 +264,19 @@ def in_processes(
         command = [sys.executable, __file__, "--work", str(output), "--cases", *names, "--dtypes", *dtypes]
         command += ["--wrappers", *wrappers]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+        logs = [Path(folder) / f"{rank}.log" for rank in range(count)]  # a pipe that nobody empties stops who writes
         processes = [
             subprocess.Popen(
                 command,
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
+                stdout=log.open("w"),
                 stderr=subprocess.STDOUT,
-                text=True,
             )
-            for rank in range(count)
+            for rank, log in enumerate(logs)
         ]
-        said = [process.communicate()[0] for process in processes]
-        if any(process.returncode for process in processes):
-            raise RuntimeError("\n".join(said))
+        statuses = [process.wait() for process in processes]
+        if any(statuses):
+            raise RuntimeError("\n".join(log.read_text() for log in logs))
         return load_found(output)
 
 
@@ -311,8 +320,8 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = []
         for wrapper in wrappers:
             ours = [row for row in rows if (row["case"], row["wrapper"]) == (case, wrapper)]
-            largest = [max(row["difference"] for row in ours if row["dtype"] == dtype) for dtype in TOLERANCE]
-            cells.append(" / ".join(f"{value:.0e}" if value else "0" for value in largest))
+            found = [[row["difference"] for row in ours if row["dtype"] == dtype] for dtype in TOLERANCE]
+            cells.append(" / ".join((f"{max(one):.0e}" if max(one) else "0") if one else "-" for one in found))
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -325,7 +334,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--cases", nargs="+", default=None)
     parser.add_argument("--dtypes", nargs="+", default=["float64", "float32"])
-    parser.add_argument("--wrappers", nargs="+", default=list(EXACT))
+    parser.add_argument("--wrappers", nargs="+", default=None)
     parser.add_argument("--go-on", action="store_true", help="measure only what the file of results does not have")
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -333,11 +342,17 @@ def main() -> None:
     if given.work:
         work(names, given.dtypes, given.wrappers, given.work)
         return
-    rows = json.loads(RESULTS.read_text())["rows"] if given.go_on else []
-    for count, wrapper in itertools.product(given.processes, given.wrappers):
+    wrappers = given.wrappers or [*EXACT, *(ZERO if find_spec("deepspeed") else ())]
+    rows = json.loads(RESULTS.read_text())["rows"]
+    if not given.go_on:  # those of a package that is not there now stay
+        rows = [row for row in rows if row["wrapper"] not in wrappers]
+    for count, wrapper in itertools.product(given.processes, wrappers):
+        dtypes = [dtype for dtype in given.dtypes if dtype == "float32" or wrapper not in ZERO]
         there = {(row["case"], row["dtype"]) for row in rows if (row["processes"], row["wrapper"]) == (count, wrapper)}
-        lacking = [name for name in names if not any((name, dtype) in there for dtype in given.dtypes)]
-        for row in compare([count], lacking, given.dtypes, [wrapper]) if lacking else []:
+        lacking = [name for name in names if not any((name, dtype) in there for dtype in dtypes)]
+        if wrapper.startswith("zero3"):
+            lacking = [name for name in lacking if "adapter" not in name]  # refused with it
+        for row in compare([count], lacking, dtypes, [wrapper]) if lacking and dtypes else []:
             print(
                 f"{row['case']:34} {count} {wrapper:16} {row['dtype']}  {row['difference']:.1e}  "
                 f"{'equal' if row['equal'] else 'DIFFERENT'}",

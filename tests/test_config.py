@@ -123,7 +123,30 @@ def test_a_wrong_value_names_key_and_range(override, message):
             ["parallel.checkpoint=sharded"],
             "parallel: checkpoint=sharded holds split weights: set parallel.sharding to full.",
         ),
-        (["parallel.offload=true"], "parallel: offload puts split weights on the host: set parallel.sharding to full."),
+        (
+            ["parallel.offload=true"],
+            "parallel: offload puts what is split on the host: set parallel.sharding to full, or to zero2.",
+        ),
+        (
+            ["parallel.sharding=zero2", "parallel.param_dtype=bfloat16"],
+            "parallel: param_dtype is that of weights that FSDP2 splits: set parallel.sharding to full, or multiply in "
+            "bfloat16 by policy.autocast=bfloat16.",
+        ),
+        (
+            ["parallel.sharding=zero3", "parallel.checkpoint=sharded"],
+            "parallel: checkpoint=sharded is written from what FSDP2 splits (DeepSpeed's own is a pickle): set "
+            "parallel.sharding to full, or leave parallel.checkpoint at whole.",
+        ),
+        (
+            ["parallel.sharding=zero1", "policy.dtype=float64"],
+            "parallel.sharding=zero1 trains weights in float32: leave policy.dtype at it (policy.autocast=bfloat16 "
+            "multiplies in bfloat16), or set parallel.sharding to full.",
+        ),
+        (
+            ["parallel.sharding=zero3", "adapter.rank=4"],
+            "parallel.sharding=zero3 does not split a model with an adapter in it: set parallel.sharding to full, "
+            "zero1 or zero2.",
+        ),
         (
             ["rollout.ahead=1"],
             "importance sampling corrects: set objective.importance_cap, for example to 2.",

@@ -26,6 +26,7 @@ NF4 = {"adapter.rank": 4, "adapter.quantize": "nf4"}
     [
         ({"adapter": {"quantize": "nf4"}}, r"set adapter.rank, or leave it out"),
         ({"adapter": {"quantize": "nf4", "rank": 4}, "parallel": {"sharding": "full"}}, "packs weights that"),
+        ({"adapter": {"quantize": "nf4", "rank": 4}, "parallel": {"sharding": "zero1"}}, "packs weights that"),
     ],
 )
 def test_settings_that_do_not_go_together(settings, said):

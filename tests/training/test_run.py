@@ -36,6 +36,13 @@ def finished(tmp_path_factory):
     return run
 
 
+def test_zero_without_its_package_is_refused_before_the_model_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("luffy.training.zero.find_spec", lambda name: None)
+    config = small(tmp_path / "run", **{"parallel.sharding": "zero2", "model": str(tmp_path / "none")})
+    with pytest.raises(ModelError, match=r"zero2 needs the package deepspeed.*pip install 'luffy-rl\[deepspeed\]'"):
+        train(config)
+
+
 def test_what_a_run_leaves_behind(finished):
     path = finished("luffy")
     assert {file.name for file in path.iterdir()} == {

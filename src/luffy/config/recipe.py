@@ -81,14 +81,24 @@ class Config(Section):
                 f"keep_best_checkpoints={self.keep_best_checkpoints} needs a score to go by: set evaluation.watch and "
                 "evaluation.every, and checkpoint_every to the same number of steps"
             )
-        if self.parallel.sharding == "full" and self.rollout.vllm.lora:
+        if self.parallel.splits_weights and self.rollout.vllm.lora:
             raise ValueError(
                 "rollout.vllm.lora sends an adapter that is whole in one process: leave it out, so that the adapter is "
                 "merged, or set parallel.sharding to none"
             )
-        if self.parallel.sharding == "full" and self.adapter.quantize:
+        if self.parallel.sharding != "none" and self.adapter.quantize:
             raise ValueError(
-                "adapter.quantize packs weights that parallel.sharding=full would split: leave one of the two out"
+                "adapter.quantize packs weights that parallel.sharding would split: leave one of the two out"
+            )
+        if self.parallel.zero_stage and self.policy.dtype != "float32":
+            raise ValueError(
+                f"parallel.sharding={self.parallel.sharding} trains weights in float32: leave policy.dtype at it "
+                "(policy.autocast=bfloat16 multiplies in bfloat16), or set parallel.sharding to full"
+            )
+        if self.parallel.sharding == "zero3" and self.adapter.rank is not None:
+            raise ValueError(
+                "parallel.sharding=zero3 does not split a model with an adapter in it: set parallel.sharding to full, "
+                "zero1 or zero2"
             )
         if self.rollout.vllm.lora and self.adapter.rank is None:
             raise ValueError("rollout.vllm.lora sends an adapter by itself: set adapter.rank, or leave it out")

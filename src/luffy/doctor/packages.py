@@ -37,6 +37,7 @@ OPTIONS = (
     ),
     Option("vllm", "pip install vllm", "rollout.engine=vllm, evaluation.engine=vllm: the fast way on a GPU"),
     Option("bitsandbytes", "pip install 'luffy-rl[qlora]'", "adapter.quantize"),
+    Option("deepspeed", "pip install 'luffy-rl[deepspeed]'", "parallel.sharding=zero1, zero2 or zero3"),
     Option("tensorboard", "pip install 'luffy-rl[tensorboard]'", "tracker=tensorboard"),
     Option("wandb", "pip install wandb", "tracker=wandb"),
     Option("trackio", "pip install trackio", "tracker=trackio"),

@@ -76,7 +76,8 @@ def make_plan(
     """Plan a run. mean_tokens: of a completion. Raises ModelError."""
     shape = read_shape(config.model)
     splits = devices > 1 and config.adapter.quantize is None  # a base in 4 bits is not split
-    strategies: tuple[Strategy, ...] = ("ddp", "fsdp") if splits else ("ddp",)
+    wanted: tuple[Strategy, ...] = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+    strategies = [one for one in wanted if one == "ddp" or (splits and one in ("fsdp", config.parallel.sharding))]
     units = device.bfloat16 is not None
     memory = {
         one: estimate_memory(

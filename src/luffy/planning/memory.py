@@ -21,8 +21,9 @@ from luffy.planning.adapter import (
     unpacked_bytes,
 )
 from luffy.planning.shape import ModelShape
+from luffy.planning.zero import split_by_zero
 
-Strategy = Literal["ddp", "fsdp"]
+Strategy = Literal["ddp", "fsdp", "zero1", "zero2", "zero3"]
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 HEADROOM = 0.1  # share of the device's memory that a plan leaves free
 SAMPLING_BUFFERS = 3  # of the logits of all rows, where tokens are drawn
@@ -157,8 +158,8 @@ def estimate_memory(
     micro-batch of its own. repeats: see `kept_a_token`. device_memory: bytes, of which vLLM takes its share.
     """
     policy, trained = config.policy, trained_parameters(shape, config)
-    sharded = strategy == "fsdp" and devices > 1
-    size, share = BYTES[policy.dtype], devices if sharded else 1
+    sharded = strategy in ("fsdp", "zero3") and devices > 1  # whether weights are whole while they compute alone
+    size, share = BYTES[policy.dtype], devices if strategy == "fsdp" else 1
     mixed = computes_bfloat16(shape, config, units=units)
     gathered = config.parallel.param_dtype == "bfloat16" and sharded
     computed = 2 if mixed or gathered else size
@@ -182,7 +183,10 @@ def estimate_memory(
     )
     if _generates_by_vllm(config):
         memory = _with_vllm(memory, shape, config, mixed=mixed, sharded=sharded, device_memory=device_memory)
-    if sharded and gpu and config.parallel.offload:
+    offloaded = gpu and devices > 1 and config.parallel.offload
+    if strategy.startswith("zero") and devices > 1:
+        memory = split_by_zero(memory, int(strategy[4:]), devices, trained=of_trained, offloaded=offloaded)
+    elif sharded and offloaded:
         memory = _offloaded(memory)
     given = micro_batches or [max(policy.token_budget, longest_row(config, prompt))] * 2
     candidates = [

@@ -8,6 +8,7 @@ from typing import Any
 
 from luffy.config import Config
 from luffy.planning.estimate import Plan, make_plan
+from luffy.planning.memory import Strategy
 
 LEAST_BUDGET, LEAST_CHUNK = 1024, 2**20
 MOST_DEVICES = 4096
@@ -46,8 +47,12 @@ def find_adapter(plan: Plan) -> Remedy | None:
     if plan.config.adapter.rank is not None:
         return None
     config = _changed(plan.config, "adapter", "rank", RANK)
+    moved = config.parallel.sharding == "zero3"  # which has no adapters
+    if moved:
+        config = _changed(config, "parallel", "sharding", "full")
+    first = (f"adapter.rank={RANK}", *(("parallel.sharding=full",) if moved else ()))
     lowered, settings = _lower(_with(plan, config, plan.devices))
-    return _remedy(lowered, (f"adapter.rank={RANK}", *settings)) if lowered.ok else None
+    return _remedy(lowered, (*first, *settings)) if lowered.ok else None
 
 
 def _lower(plan: Plan) -> tuple[Plan, tuple[str, ...]]:
@@ -116,7 +121,8 @@ def _sleep(config: Config) -> bool | None:
 
 
 def _base_in_bfloat16(config: Config) -> str | None:
-    return "bfloat16" if config.adapter.rank is not None and config.policy.dtype == "float32" else None
+    possible = config.adapter.rank is not None and not config.parallel.zero_stage
+    return "bfloat16" if possible and config.policy.dtype == "float32" else None
 
 
 def _four_bits(config: Config) -> str | None:
@@ -153,5 +159,17 @@ def _least(plan: Plan) -> float:
 
 
 def _sharding(plan: Plan) -> tuple[str, ...]:
-    needed = plan.config.parallel.offload or not plan.fits("ddp")
-    return ("parallel.sharding=full",) if needed and plan.config.parallel.sharding == "none" else ()
+    said = plan.config.parallel.sharding
+    if said == "none":
+        needed = plan.config.parallel.offload or not plan.fits("ddp")
+        return ("parallel.sharding=full",) if needed else ()
+    if said == "full" or plan.fits(strategy_of(plan.config, plan.devices)):
+        return ()
+    return (f"parallel.sharding={'full' if 'fsdp' in plan.memory and plan.fits('fsdp') else 'none'}",)
+
+
+def strategy_of(config: Config, processes: int) -> Strategy:
+    """What so many processes take of those that a plan shows."""
+    if processes == 1 or config.parallel.sharding == "none":
+        return "ddp"
+    return "fsdp" if config.parallel.sharding == "full" else config.parallel.sharding

@@ -13,7 +13,7 @@ from luffy.errors import LuffyError, ModelError, RunError
 from luffy.planning.devices import Device, this_machine
 from luffy.planning.estimate import Plan, make_plan
 from luffy.planning.memory import Strategy
-from luffy.planning.remedies import find_adapter, find_remedies, gentlest_setting
+from luffy.planning.remedies import find_adapter, find_remedies, gentlest_setting, strategy_of
 
 SIGNS = ("out of memory", "allocate memory", "bad_alloc", "not enough memory", "could not create a memory")
 
@@ -44,7 +44,7 @@ def explain_shortage(config: Config, reason: str, processes: int = 1) -> str:
     try:
         device = device_of(config, processes)
         plan = make_plan(config, device, processes)
-        strategy: Strategy = "fsdp" if processes > 1 and config.parallel.sharding == "full" else "ddp"
+        strategy = strategy_of(config, processes)
         needed = plan.memory[strategy].peak
         size = f"By the plan it takes up to {needed / 1e9:.3g} GB at once, and there are {device.memory / 1e9:.3g} GB"
         return f"memory ran out ({reason}). {size}. {_advice(plan, strategy)}"
@@ -54,7 +54,7 @@ def explain_shortage(config: Config, reason: str, processes: int = 1) -> str:
 
 def _advice(plan: Plan, strategy: Strategy) -> str:
     if plan.ok and not plan.fits(strategy):
-        other = "full" if strategy == "ddp" else "none"
+        other = "full" if strategy != "fsdp" and plan.fits("fsdp") else "none"
         return f"It fits with parallel.sharding={other} (`luffy plan` shows the parts)."
     if not plan.ok:
         return how_it_fits(plan)

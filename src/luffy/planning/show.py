@@ -29,7 +29,7 @@ PARTS = {
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
     """Memory by part, then work, time and cost."""
-    columns = [f"{name}, offloaded" if plan.offloads and name == "fsdp" else name for name in plan.memory]
+    columns = [f"{name}, offloaded" if plan.offloads and name != "ddp" else name for name in plan.memory]
     memory = Table("memory on each device, GB", *columns, box=SIMPLE)
     for key, label in PARTS.items():
         values = [getattr(one, key) for one in plan.memory.values()]

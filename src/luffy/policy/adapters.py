@@ -27,6 +27,7 @@ from luffy.policy.quantization import (
     plain_weight,
     quantized_layers,
 )
+from luffy.policy.sharding import is_zero_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,7 +95,7 @@ def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
 def trained_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """What training changes, by its names in `state_dict`: the adapter's weights, or all where there is none."""
     if not has_adapter(model):
-        return dict(model.state_dict())
+        return _held(model)
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
@@ -111,9 +112,15 @@ def base_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     yield from _plain_weights(model, lambda layer: plain_weight(layer.get_base_layer()))
 
 
+def _held(model: torch.nn.Module) -> dict[str, Tensor]:
+    """As `state_dict` has it; what ZeRO has split stays the parameter, on which DeepSpeed writes what it is part of."""
+    held = model.state_dict(keep_vars=True).items()
+    return {name: weight if is_zero_part(weight) else weight.detach() for name, weight in held}
+
+
 def _plain_weights(model: PreTrainedModel, of_layer: Callable[[Any], Tensor]) -> Iterator[tuple[str, Tensor]]:
     layers, packed = _adapted_layers(model), quantized_layers(model)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _held(model).items():
         if packed and PACKED in name:
             continue
         layer, _, rest = name.partition(".base_layer.")

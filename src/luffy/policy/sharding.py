@@ -1,8 +1,11 @@
-"""Weights split over processes (FSDP2), and whole again where something needs them whole.
+"""Weights split over processes (FSDP2, or stage 3 of ZeRO), and whole again where something needs them whole.
 
 `torch.distributed.fsdp.fully_shard` turns each parameter into a DTensor of which every process holds a part. A layer's
 weights are gathered while it computes, and its gradients are summed into the parts. The embedding and the head belong
 to no layer: they are whole from the forward pass to the end of the backward pass.
+
+DeepSpeed empties each parameter and leaves its part, shape and number on it (`ds_shape`, `ds_id`); see
+`luffy.training.zero`.
 """
 
 from __future__ import annotations
@@ -55,9 +58,25 @@ def decoder_layers(model: PreTrainedModel) -> list[torch.nn.Module]:
     return [layer for layers in lists for layer in layers]
 
 
+@torch.no_grad()
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all parts of one that is split; then every process has to ask for it at the same time."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if is_zero_part(tensor):
+        from deepspeed import zero
+
+        with zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def whole_shape(tensor: Tensor) -> torch.Size:
+    """The shape that `whole` gives it."""
+    return torch.Size(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def is_zero_part(tensor: Tensor) -> bool:
+    """Whether stage 3 of ZeRO has split it."""
+    return hasattr(tensor, "ds_id")
 
 
 def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
@@ -71,7 +90,7 @@ def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def is_split(model: torch.nn.Module) -> bool:
     """Whether the model's weights are split over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(isinstance(parameter, DTensor) or is_zero_part(parameter) for parameter in model.parameters())
 
 
 def gathered(weights: Iterable[tuple[str, Tensor]], model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -81,7 +100,7 @@ def gathered(weights: Iterable[tuple[str, Tensor]], model: torch.nn.Module) -> I
     tied: dict[int, Tensor] = {}
     for name, weight in weights:
         which = tensor_of.get(name, 0)  # an adapted layer's has another name there, and is never tied
-        tensor = tied[which] if which in tied else whole(weight.detach())
+        tensor = tied[which] if which in tied else whole(weight)
         if uses[which] > 1:
             tied[which] = tensor
         yield name, tensor

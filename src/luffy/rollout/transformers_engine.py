@@ -26,7 +26,7 @@ from torch import Tensor
 from luffy.errors import ModelError
 from luffy.policy import context_of
 from luffy.policy.adapters import merged_weights
-from luffy.policy.sharding import is_split, whole
+from luffy.policy.sharding import gathered, is_split, whole_shape
 from luffy.rollout.decoding import Decoder, LeanDecoder, SharedPromptDecoder, pick_decoder
 from luffy.rollout.engine import Sampling
 from luffy.rollout.packed_linear import LEAST_TOKENS, packed_linears
@@ -186,12 +186,12 @@ def copy_weights(source: PreTrainedModel, target: PreTrainedModel) -> None:
     """Copy what `state_dict` holds, in place and into the target's dtypes; tied weights once. Raises ModelError."""
     theirs, ours = dict(merged_weights(source)), target.state_dict()
     lacking = sorted(theirs.keys() ^ ours.keys())
-    different = [name for name in theirs.keys() & ours.keys() if theirs[name].shape != ours[name].shape]
+    different = [name for name in theirs.keys() & ours.keys() if whole_shape(theirs[name]) != ours[name].shape]
     if lacking or different:
         raise ModelError(f"the engine's model is not that of the policy: {(lacking + different)[0]} differs.")
     once = {weight.data_ptr(): name for name, weight in ours.items()}.values()
     if is_split(source):
-        for name in once:  # one after the other: all of them at once may not fit
-            ours[name].copy_(whole(theirs[name]))
+        for name, weight in gathered(((name, theirs[name]) for name in once), source):  # all at once may not fit
+            ours[name].copy_(weight)
     else:
         torch._foreach_copy_([ours[name] for name in once], [theirs[name] for name in once])

@@ -34,11 +34,9 @@ from luffy.errors import RunError
 from luffy.files import abandon_folder, begin_folder, put_folder, write_folder_whole, writing
 from luffy.policy import LoadedModel
 from luffy.policy.adapters import has_adapter, load_adapter, save_adapter, skeleton
-from luffy.policy.sharding import split_like
 from luffy.training.learner import Learner
 from luffy.training.parts import names_in, read_parts, write_parts
 from luffy.training.world import ALONE, World, in_order
-from luffy.training.wrapper import parameters_of
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +138,7 @@ def save_in_parts(
     try:
         beside = world.from_main(begin)
         with writing(folder), world.lost_are_named():
-            write_parts(beside / PARTS, _weights(learner.policy) | _moments(learner.optimizer), world)
+            write_parts(beside / PARTS, _weights(learner.policy) | _moments(learner), world)
         write_digests(beside, world)
         world.from_main(lambda: put_folder(folder))
     except BaseException:
@@ -271,32 +269,27 @@ def load_weights(checkpoint: Path, loaded: LoadedModel, world: World = ALONE) ->
 def load_optimizer(checkpoint: Path, learner: Learner) -> None:
     """Put AdamW's moments of a checkpoint into the learner's optimizer. Raises RunError when they cannot be read."""
     if _is_in_parts(checkpoint, learner.world):
-        learner.world.together(lambda: _load_moments_in_parts(checkpoint, learner.optimizer))
+        learner.world.together(lambda: _load_moments_in_parts(checkpoint, learner))
         return
 
     def read() -> dict[str, Tensor]:
         with _reading(checkpoint):
             return load_file(checkpoint / "optimizer.safetensors")
 
-    parameters = parameters_of(learner.optimizer)
-    for place, value in learner.world.tensors_from_main(read):
-        index, _, name = place.partition(".")
-        parameter = parameters[int(index)]
-        moment = value.to(parameter.device) if name == "step" else split_like(value, parameter)
-        learner.optimizer.state.setdefault(parameter, {})[name] = moment
+    learner.wrapper.put_moments(learner.optimizer, learner.world.tensors_from_main(read))
 
 
-def _load_moments_in_parts(checkpoint: Path, optimizer: torch.optim.Optimizer) -> None:
+def _load_moments_in_parts(checkpoint: Path, learner: Learner) -> None:
     with _reading(checkpoint):
         saved = names_in(checkpoint / PARTS)
-    for index, parameter in enumerate(parameters_of(optimizer)):
+    for index, parameter in enumerate(learner.wrapper.parameters):
         if f"moments.{index}.step" in saved:
-            optimizer.state[parameter] = {
+            learner.optimizer.state[parameter] = {
                 "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter.detach()),
                 "exp_avg_sq": torch.zeros_like(parameter.detach()),
             }
-    _read_parts(checkpoint, _moments(optimizer))
+    _read_parts(checkpoint, _moments(learner))
 
 
 def _read_parts(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -317,12 +310,12 @@ def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {f"weights.{name}": weight.detach() for name, weight in once.values()}
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(learner: Learner) -> dict[str, Tensor]:
     """What it holds of AdamW's moments."""
     return {
         f"moments.{index}.{name}": value.detach()
-        for index, parameter in enumerate(parameters_of(optimizer))
-        for name, value in optimizer.state.get(parameter, {}).items()
+        for index, parameter in enumerate(learner.wrapper.parameters)
+        for name, value in learner.optimizer.state.get(parameter, {}).items()
     }
 
 

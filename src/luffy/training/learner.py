@@ -36,13 +36,12 @@ from luffy.policy import (
 from luffy.policy.adapters import adapter_disabled, has_adapter, plain_copy
 from luffy.policy.allocator import keep_freed_memory
 from luffy.policy.precision import Autocast
-from luffy.policy.sharding import clip_gradients
 from luffy.training.dealing import deal, rounds
 from luffy.training.draw import seed_of
 from luffy.training.rows import Row, TokenTable, reinforcement_rows, supervised_rows, texts
 from luffy.training.schedule import learning_rate
 from luffy.training.world import ALONE, World
-from luffy.training.wrapper import Wrapper
+from luffy.training.zero import wrapper_of
 from luffy.types import Group, Rollout
 
 Metrics = dict[str, float]
@@ -65,25 +64,17 @@ class Learner:
         self.scorer = _scorer(loaded, config, self.autocast)
         penalised = config.objective.kl_coefficient > 0
         self.reference = _reference(self.scorer, loaded, config, self.autocast) if penalised else None
-        self.wrapper = Wrapper(self.scorer, self.reference, config, world)
+        self.wrapper = wrapper_of(self.scorer, self.reference, config, world)
         self.tokens_trained = 0
         self.skipped_in_a_row = 0
         self.phase_begin = -1  # no phase has begun
 
     def start_phase(self, phase: Phase, begin: int, steps: int) -> None:
         """Begin a phase of `steps` steps, after `begin` steps of other phases, with a fresh optimizer and schedule."""
-        settings = self.config.optimizer
-        self.peak = settings.learning_rate if phase == "rl" else self.config.sft.learning_rate
+        self.peak = self.config.optimizer.learning_rate if phase == "rl" else self.config.sft.learning_rate
         self.phase, self.phase_begin, self.phase_steps = phase, begin, steps
         self.wrapper.wrap(self.accelerator)
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in self.policy.parameters() if parameter.requires_grad],
-            lr=self.peak,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        self.optimizer = self.accelerator.prepare(optimizer)
+        self.optimizer = self.wrapper.new_optimizer(self.peak)
 
     def update(self, groups: Sequence[Group], step: int) -> Metrics:
         """Reinforcement: learn from groups whose advantages are assigned. step: from 0 within the phase."""
@@ -130,7 +121,7 @@ class Learner:
         for one in rounds(rows, dealt, self.world.rank):
             with self.wrapper.sums(last=one.last):
                 loss, stats = self._loss(one.rows)
-                self.wrapper.backward(loss)
+                self.wrapper.backward(loss, stats["engine_gap"])
             if not one.blank:
                 own["loss"] += loss.item()
                 for name, value in stats.items():
@@ -157,22 +148,15 @@ class Learner:
             group["lr"] = learning_rate(
                 step, peak=self.peak, schedule=schedule, warmup_steps=warmup, steps=self.phase_steps
             )
-        self.wrapper.settle()
-        for parameter in self.policy.parameters():  # no row may have contributed: a gradient of zero, not of None
-            if parameter.requires_grad and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        norm = clip_gradients(self.policy.parameters(), settings.max_gradient_norm)
-        finite = math.isfinite(norm) and math.isfinite(numbers)
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        most = settings.max_gradient_norm
+        norm = self.wrapper.step(self.optimizer, most, sound=math.isfinite(numbers))
+        self.skipped_in_a_row = 0 if norm is not None else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= BAD_STEPS_IN_A_ROW:
             raise RunError(
                 f"loss or gradient was not finite in {BAD_STEPS_IN_A_ROW} updates in a row, so the run stops. "
                 "Lower optimizer.learning_rate, or look at the last rollouts."
             )
-        return {"gradient_norm": norm, "skipped": 0.0} if finite else {"skipped": 1.0}
+        return {"skipped": 1.0} if norm is None else {"gradient_norm": norm, "skipped": 0.0}
 
     # -- the loss of a micro-batch
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from luffy.config import Config
     from luffy.data import EncodedProblem, EncodedTrace
-    from luffy.policy import Scorer
     from luffy.training.run_folder import Folder
+    from luffy.training.wrapper import Wrapper
 
 DETAILED_GROUPS = 4  # of a saved step, that are kept token by token
 WATCHED_TRACES = 4  # of the whole run, of one problem each
@@ -46,11 +46,11 @@ class Look:
         self,
         config: Config,
         folder: Folder,
-        scorer: Scorer,
+        wrapper: Wrapper,
         tokenizer: PreTrainedTokenizerBase,
         traces: Sequence[tuple[EncodedProblem, EncodedTrace]],
     ) -> None:
-        self.config, self.folder, self.scorer, self.tokenizer = config, folder, scorer, tokenizer
+        self.config, self.folder, self.wrapper, self.tokenizer = config, folder, wrapper, tokenizer
         self.watched = [(problem, trace_rollout(problem, trace)) for problem, trace in watched_traces(traces)]
 
     def before_update(self, step: Step, groups: Sequence[Group]) -> None:
@@ -60,7 +60,7 @@ class Look:
             return
         scored = partial(
             score,
-            self.scorer,
+            self.wrapper,
             temperature=1.0 if step.phase == "sft" else self.config.rollout.temperature,
             token_budget=self.config.policy.token_budget,
         )
@@ -76,16 +76,16 @@ class Look:
 
 
 @torch.no_grad()
-def score(scorer: Scorer, rollouts: Sequence[Rollout], *, temperature: float, token_budget: int) -> list[Scored]:
+def score(wrapper: Wrapper, rollouts: Sequence[Rollout], *, temperature: float, token_budget: int) -> list[Scored]:
     """Score the completions, [rollouts], in micro-batches of at most `token_budget` tokens."""
     if not rollouts:
         return []
     prompts = [rollout.prompt_ids for rollout in rollouts]
     completions = [rollout.completion_ids for rollout in rollouts]
     found: dict[int, Scored] = {}
-    for batch in scorer.micro_batches(prompts, completions, token_budget):
+    for batch in wrapper.scorer.micro_batches(prompts, completions, token_budget):
         chosen = [completions[index] for index in batch.rows]
-        scores = scorer([prompts[index] for index in batch.rows], chosen, temperature=temperature)
+        scores = wrapper.score([prompts[index] for index in batch.rows], chosen, temperature=temperature)
         lengths = [len(completion) for completion in chosen]
         columns = (scores.logprobs.float().cpu().split(lengths), scores.entropy.float().cpu().split(lengths))
         for index, logprobs, entropy in zip(batch.rows, *columns, strict=True):

@@ -24,6 +24,7 @@ from luffy.training.preparation import open_collector, open_engine, prepare_data
 from luffy.training.recorder import OnStep, Parts, Recorder
 from luffy.training.run_folder import Folder, RunSummary
 from luffy.training.world import ALONE, World
+from luffy.training.zero import check_zero
 from luffy.types import Rollout
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Run:
         """Load model, data and benchmarks; take up the newest whole checkpoint, or evaluate the base."""
         began = time.perf_counter()
         check_adapter(self.config.adapter)
+        check_zero(self.config)
         loaded = load_model(self.config.model, self.config.policy, quantize=self.config.adapter.quantize)
         if self.config.adapter.rank is not None:
             add_adapter(loaded.model, self.config.adapter, seed=seed_of("adapter", self.config.seed))
@@ -93,7 +95,7 @@ class Run:
             loaded=loaded,
             world=self.world,
         )
-        self.look = Look(self.config, self.folder, self.learner.scorer, loaded.tokenizer, self.traces)
+        self.look = Look(self.config, self.folder, self.learner.wrapper, loaded.tokenizer, self.traces)
         parts = Parts(loaded, self.learner, self.engine, self.collector, self.graders)
         self.recorder = Recorder(self.config, self.folder, parts, progress, self.benchmarks, self.on_step, began=began)
         if self.checkpoint:
