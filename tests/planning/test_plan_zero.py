@@ -1,6 +1,8 @@
 """What the plan says of the stages of DeepSpeed's ZeRO."""
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from luffy import load_config
@@ -61,7 +63,13 @@ def test_what_is_proposed_can_be_started(sharding):
 
 
 def test_sizes_are_those_that_deepspeed_is_told():
-    assert (planned.BUCKET, planned.GATHERED) == (4 * trained.BUCKET, 4 * trained.GATHERED)
+    config = load_config(overrides={"parallel.sharding": "zero3"})
+    with torch.device("meta"):
+        shape = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+        model = LlamaForCausalLM(shape)
+    told = trained.engine_settings(config, model)["zero_optimization"]  # in numbers of float32
+    assert 4 * told["reduce_bucket_size"] == planned.BUCKET
+    assert planned.GATHERED == 4 * told["stage3_max_live_parameters"] == 4 * told["stage3_max_reuse_distance"]
 
 
 def test_the_command_shows_the_stage(tmp_path):

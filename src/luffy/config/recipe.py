@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from luffy.config.names import nearest
+from luffy.config.parallel import ParallelConfig
 from luffy.config.sections import (
     MINIATURE,
     AdapterConfig,
@@ -15,7 +16,6 @@ from luffy.config.sections import (
     EvaluationConfig,
     ObjectiveConfig,
     OptimizerConfig,
-    ParallelConfig,
     PolicyConfig,
     RewardConfig,
     RolloutConfig,

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from luffy.planning.memory import Memory
 
-BUCKET, GATHERED = 2**28, 2**30  # bytes: see luffy.training.zero
+BUCKET = 2**28  # bytes of gradients that are summed at once
+GATHERED = 2**30  # bytes of weights that stage 3 holds whole at once
 
 
 def split_by_zero(memory: Memory, stage: int, devices: int, *, trained: float, offloaded: bool) -> Memory:

@@ -78,10 +78,11 @@ class Wrapper:
         Gradients are cleared in any case. Returns the norm that the gradient had; None where no step was taken.
         """
         self._settle()
-        for parameter in self.parameters:  # no row may have contributed: a gradient of zero, not of None
+        parameters = self.parameters
+        for parameter in parameters:  # no row may have contributed: a gradient of zero, not of None
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = clip_gradients(self.parameters, most)
+        norm = clip_gradients(parameters, most)
         taken = sound and math.isfinite(norm)
         if taken:
             optimizer.step()
@@ -119,9 +120,11 @@ class Wrapper:
         parameters = self.parameters
         for place, value in moments:
             index, _, name = place.partition(".")
-            parameter = parameters[int(index)]
-            moment = value.to(parameter.device) if name == "step" else split_like(value, parameter)
-            optimizer.state.setdefault(parameter, {})[name] = moment
+            self._put_moment(optimizer, parameters[int(index)], name, value)
+
+    def _put_moment(self, optimizer: torch.optim.Optimizer, parameter: Any, name: str, value: Tensor) -> None:
+        moment = value.to(parameter.device) if name == "step" else split_like(value, parameter)
+        optimizer.state.setdefault(parameter, {})[name] = moment
 
     def _adamw(self, rate: float) -> torch.optim.AdamW:
         settings = self.config.optimizer

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from luffy.config import Config
 from luffy.errors import ModelError, RunError
+from luffy.planning.zero import BUCKET, GATHERED
 from luffy.policy import TokenScores
 from luffy.policy.sharding import gathered
 from luffy.training.world import World
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 
     from luffy.policy import Scorer
 
-BUCKET = 2**26  # gradients that are summed at once: 256 MB in float32
-GATHERED = 2**28  # weights of stage 3 that are whole at once: 1 GB in float32
+ELEMENT = 4  # bytes of a number, as DeepSpeed counts numbers and the plan counts bytes
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names of AdamW's two moments
 
 
@@ -124,25 +124,19 @@ class ZeroWrapper(Wrapper):
                     found[f"{index}.step"] = steps.cpu().clone()
         return found
 
-    def put_moments(self, optimizer: torch.optim.Optimizer, moments: Iterable[tuple[str, Tensor]]) -> None:  # noqa: ARG002
-        """The inverse, on all processes; moments: whole ones, one after the other."""
-        for place, value in moments:
-            index, _, name = place.partition(".")
-            if name == "step":
-                self._set_steps(value)
-            else:
-                self._put_moment(self._trained[int(index)], name, value)
-
-    def _put_moment(self, parameter: Any, name: str, value: Tensor) -> None:
+    def _put_moment(self, optimizer: torch.optim.Optimizer, parameter: Any, name: str, value: Tensor) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        if not self.sharded:
+        if name == "step":
+            for state in optimizer.state.values():
+                state["step"].copy_(value)
+        elif not self.sharded:
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), name)
-            return
-        size = parameter.ds_tensor.numel()  # of each process's part; the last one is filled up with zeros
-        filled = torch.nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
-        part = filled[size * self.world.rank :][:size]
-        safe_set_local_optimizer_state(parameter, part.to(parameter.device), name)
+        else:
+            size = parameter.ds_tensor.numel()  # of each process's part; the last one is filled up with zeros
+            filled = torch.nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+            part = filled[size * self.world.rank :][:size]
+            safe_set_local_optimizer_state(parameter, part.to(parameter.device), name)
 
     def _whole(self, weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """Copies, since those of DeepSpeed are parts of one long tensor, which no file of tensors takes."""
@@ -189,10 +183,6 @@ class ZeroWrapper(Wrapper):
             for value in state.values():
                 value.zero_()
 
-    def _set_steps(self, count: Tensor) -> None:
-        for state in self._optimizer.state.values():
-            state["step"].copy_(count)
-
 
 class _Tuples(torch.nn.Module):
     """The scorer with its scores as a tuple, in which DeepSpeed looks for what to call back on in the backward pass.
@@ -211,13 +201,13 @@ class _Tuples(torch.nn.Module):
 
 def engine_settings(config: Config, model: PreTrainedModel) -> dict[str, Any]:
     """What DeepSpeed is told; batch sizes mean nothing to it here, since losses are sums."""
-    stage: dict[str, Any] = {"stage": config.parallel.zero_stage, "reduce_bucket_size": BUCKET}
+    stage: dict[str, Any] = {"stage": config.parallel.zero_stage, "reduce_bucket_size": BUCKET // ELEMENT}
     if config.parallel.splits_weights:
         width = model.config.get_text_config().hidden_size
         stage |= {
             "stage3_param_persistence_threshold": 10 * width,  # elements: the weights of norms stay whole
-            "stage3_max_live_parameters": GATHERED,
-            "stage3_max_reuse_distance": GATHERED,
+            "stage3_max_live_parameters": GATHERED // ELEMENT,
+            "stage3_max_reuse_distance": GATHERED // ELEMENT,
         }
     if config.parallel.offload:
         host = {"device": "cpu", "pin_memory": model.device.type != "cpu"}
