@@ -17,6 +17,7 @@ from measuring import ratio, report
 
 ARMS = {f"ahead-{ahead}": {"rollout.ahead": ahead, "objective.importance_cap": 2.0} for ahead in (0, 1)}
 TIMED_STEPS, SKIPPED = 20, 3
+SHOWN = (40, 60, 80, 100)
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each; 0: no timing")
     arguments = parser.parse_args()
     if arguments.seeds:
-        report("ahead", learning_rows(ARMS, arguments.seeds, arguments.output))
+        report("ahead", learning_rows(ARMS, arguments.seeds, arguments.output, SHOWN))
     if arguments.repeats:
         report("ahead-time", _time_rows(arguments.repeats))
 
