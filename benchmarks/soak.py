@@ -5,15 +5,20 @@ Is anything lost? Does the memory stay flat? Is the result that of an undisturbe
     python benchmarks/soak.py                          # 5,000 steps into runs/soak; goes on where it was stopped
     python benchmarks/soak.py --steps 50 --every 10    # a try
 
-Writes benchmarks/results/soak.json and soak.png, and the tables of docs/reliability.md. Memory is looked at twice:
-over all steps of a run, in whatever process, which says what the machine must have; and within the process that lived
-longest, which would show a leak. Exit status 1 if either changes by more than 5 %, a step is lost, or an accuracy lies
-outside the interval of the undisturbed runs. The faults:
+Writes benchmarks/results/soak.json and soak.png, and the tables of docs/reliability.md. The faults:
 
     from outside   SIGKILL, SIGTERM, SIGINT, every `--every` steps on average; the command is then started again
     the disk       no fsync succeeds any more from a random moment on, in one start of four
-    numbers        a loss that is NaN in one step of 200
-    the verifier   hangs, leaves, devours memory or throws for one completion in 5,000
+    from within    a loss that is NaN in one step of 200; a verifier that hangs, leaves, devours memory or throws for
+                   one completion in 5,000
+
+Three kinds of runs. `disturbed` meets all of them, and so is many processes. `unkilled` meets those from within alone,
+and is one process from its first step to its last: what it holds at its end would show a leak. `undisturbed` ones,
+each of another seed, meet none.
+
+Exit status 1 if a step is lost; if the median memory of the last fifth of a run's steps differs from that of its first
+by more than 5 %; or if an accuracy of a run with faults lies outside the interval in which a further undisturbed run is
+expected: 95 % for all sets together, from the spread of the undisturbed ones (Student's t; Bonferroni over the sets).
 """
 
 from __future__ import annotations
@@ -32,18 +37,21 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from kills import write_table
 
+from luffy.evaluation.statistics import seeds_difference
 from luffy.files import append_line, read_lines, write_whole
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 NOT_FINITE, MISBEHAVES, DISK_FAILS = 1 / 200, 1 / 5000, 1 / 4
+Faults = Literal["none", "within", "all"]
+DISTURBED = ("disturbed", "unkilled")  # the runs with faults
 CHECKPOINT_EVERY = 25
-WARM_UP = 30  # steps of a start after which its memory counts
 FIFTHS, FLAT = 5, 0.05  # memory is flat if the last fifth of the steps holds at most this share more or less
+CONFIDENCE = 0.95
 MOST_STARTS = 1000
 
 
@@ -75,20 +83,20 @@ def _throw() -> None:
 # -- the process that trains
 
 
-def train_here(output: Path, steps: int, seed: int, disturbed: bool) -> None:
-    """Train in this process; with its faults, if it is to be disturbed. Exit status as that of `luffy train`."""
+def train_here(output: Path, steps: int, seed: int, faults: Faults) -> None:
+    """Train in this process, with its faults. Exit status as that of `luffy train`."""
     import luffy
 
     overrides = [
         "method=luffy", f"steps={steps}", f"seed={seed}", f"output={output}", f"checkpoint_every={CHECKPOINT_EVERY}",
         "rollouts_every=100", "evaluation.every=0", "evaluation.watch=[]", "reward.workers=1", "reward.deadline=5",
-        "problems_per_step=4", "evaluation.limit=100", "data.on_bad_trace=keep",
+        "problems_per_step=2", "data.on_bad_trace=keep",
     ]  # fmt: skip
-    if disturbed:
+    if faults != "none":
         overrides.append("reward.kind=python:soak:misbehaving")
         spoil_losses(seed)
-        if random.random() < DISK_FAILS:
-            fail_disk(after=random.randrange(5, 400))
+    if faults == "all" and random.random() < DISK_FAILS:
+        fail_disk(after=random.randrange(5, 400))
     memory = output.with_name(f"{output.name}-memory.jsonl")
     begun = time.monotonic()
 
@@ -145,7 +153,7 @@ def soak(output: Path, steps: int, seed: int, every: float) -> None:
     events = output.with_name(f"{output.name}-events.jsonl")
     for start in range(len(read_lines(events)), MOST_STARTS):
         done, began = steps_done(output), time.monotonic()
-        process = start_training(output, steps, seed, disturbed=True)
+        process = start_training(output, steps, seed, "all")
         until = done + random.expovariate(1 / every)
         while process.poll() is None and steps_done(output) < until:
             time.sleep(0.2)
@@ -163,12 +171,18 @@ def soak(output: Path, steps: int, seed: int, every: float) -> None:
     raise SystemExit(f"not finished after {MOST_STARTS} starts; see {output}.log")
 
 
-def start_training(output: Path, steps: int, seed: int, *, disturbed: bool) -> subprocess.Popen[bytes]:
+def train_to_the_end(output: Path, steps: int, seed: int, faults: Faults) -> None:
+    """One process from the first step to the last."""
+    if start_training(output, steps, seed, faults).wait():
+        raise SystemExit(f"the run did not come to its end; see {output}.log")
+
+
+def start_training(output: Path, steps: int, seed: int, faults: Faults) -> subprocess.Popen[bytes]:
     """A process that trains; what it says is added to a log."""
     output.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--here", str(output), "--steps", str(steps), "--seed", str(seed)]
     with output.with_name(f"{output.name}.log").open("ab") as log:
-        return subprocess.Popen([*command, *(["--disturbed"] if disturbed else [])], stdout=log, stderr=log)
+        return subprocess.Popen([*command, "--faults", faults], stdout=log, stderr=log)
 
 
 def steps_done(output: Path) -> int:
@@ -182,24 +196,29 @@ def steps_done(output: Path) -> int:
 # -- what came of it
 
 
-def outcome(disturbed: Path, undisturbed: Sequence[Path], steps: int) -> dict[str, Any]:
-    """Everything that is claimed, as numbers."""
-    metrics = read_lines(disturbed / "metrics.jsonl")
-    summary = json.loads((disturbed / "summary.json").read_text())
-    samples = memory_of(disturbed)
-    others = [json.loads((path / "summary.json").read_text())["evaluations"] for path in undisturbed]
+def outcome(folder: Path, disturbed: Sequence[str], undisturbed: Sequence[str], steps: int) -> dict[str, Any]:
+    """Everything that is claimed, as numbers; runs by name."""
+    expected = expected_accuracy([accuracies(folder / name) for name in undisturbed])
     return {
         "steps": steps,
+        "events": read_lines(folder / "disturbed-events.jsonl"),
+        "runs": {name: kept_of(folder / name, steps) for name in (*disturbed, *undisturbed)},
+        "evaluations": {
+            name: one | {run: accuracies(folder / run)[name] for run in disturbed} for name, one in expected.items()
+        },
+    }
+
+
+def kept_of(output: Path, steps: int) -> dict[str, Any]:
+    """Whether a run has all of its steps, what was left out, and its memory."""
+    metrics = read_lines(output / "metrics.jsonl")
+    samples = memory_of(output)
+    return {
         "every step once": [line["step"] for line in metrics] == list(range(1, steps + 1)),
+        "processes": len({sample["process"] for sample in samples}),
         "updates skipped": sum(line["update/skipped"] for line in metrics),
         "verifier failures": sum(line["verifier/failures"] for line in metrics),
-        "events": read_lines(disturbed.with_name(f"{disturbed.name}-events.jsonl")),
-        "memory": {path.name: both_drifts(memory_of(path), steps) for path in (disturbed, *undisturbed)},
-        "steps up": steps_up(samples, metrics),
-        "evaluations": {
-            name: compare(one, [other[name] for other in others]) for name, one in summary["evaluations"].items()
-        },
-        "samples": samples,
+        "memory": drift(samples, steps),
     }
 
 
@@ -208,115 +227,113 @@ def memory_of(output: Path) -> list[dict[str, Any]]:
     return read_lines(output.with_name(f"{output.name}-memory.jsonl"))
 
 
-def compare(one: dict[str, Any], others: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """An accuracy of the disturbed run, and whether it lies between the intervals' ends of the undisturbed ones."""
-    (ours,), theirs = one.values(), [accuracy for other in others for accuracy in other.values()]
-    low, high = min(other["low"] for other in theirs), max(other["high"] for other in theirs)
-    return {"disturbed": ours["value"], "undisturbed": [other["value"] for other in theirs], "low": low, "high": high,
-            "within": low <= ours["value"] <= high}  # fmt: skip
-
-
-def steps_up(samples: Sequence[dict[str, Any]], metrics: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How often a process held over 1 % more than ever before, once warm; how often the batch was its largest so far.
-
-    What is freed is kept for the next batch, so memory is that of the largest batch yet; a leak would not wait for one.
-    """
-    totals = [0.0, *(line["tokens/trained"] for line in metrics)]
-    found = {"all": 0, "at the largest batch so far": 0}
-    seen: dict[int, list[tuple[float, int]]] = {}  # of each process: tokens and bytes, step by step
-    for sample in samples:
-        step, before = sample["step"], seen.setdefault(sample["process"], [])
-        tokens = totals[step] - totals[step - 1]
-        if len(before) >= WARM_UP and sample["bytes"] > 1.01 * max(held for _, held in before):
-            found["all"] += 1
-            found["at the largest batch so far"] += tokens >= max(earlier for earlier, _ in before)
-        before.append((tokens, sample["bytes"]))
-    return found
-
-
-def both_drifts(samples: Sequence[dict[str, Any]], steps: int) -> dict[str, dict[str, Any]]:
-    """How memory changes over a run and within its longest process."""
-    return {"all steps": drift_of_run(samples, steps), "one process": drift_of_process(samples)}
-
-
-def drift_of_run(samples: Sequence[dict[str, Any]], steps: int) -> dict[str, Any]:
+def drift(samples: Sequence[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Median memory in each fifth of a run's steps, in whatever process, and how far the last lies from the first."""
     fifths: list[list[int]] = [[] for _ in range(FIFTHS)]
     for sample in samples:
         fifths[(sample["step"] - 1) * FIFTHS // steps].append(sample["bytes"])
-    return {"steps": steps} | _drift([statistics.median(fifth) for fifth in fifths if fifth])
+    medians = [statistics.median(fifth) for fifth in fifths]
+    change = medians[-1] / medians[0] - 1
+    return {"fifths": medians, "drift": change, "flat": abs(change) <= FLAT}
 
 
-def drift_of_process(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The same of the process that lived longest, after its first steps."""
-    processes: dict[int, list[int]] = {}
-    for sample in samples:
-        processes.setdefault(sample["process"], []).append(sample["bytes"])
-    longest = max(processes.values(), key=len)[WARM_UP:]
-    fifth = len(longest) // FIFTHS
-    parts = [longest[place * fifth : (place + 1) * fifth] for place in range(FIFTHS - 1)] + [longest[-fifth:]]
-    return {"steps": len(longest)} | _drift([statistics.median(part) for part in parts if fifth])
+def accuracies(output: Path) -> dict[str, float]:
+    """Final accuracy of a run, by set."""
+    evaluations = json.loads((output / "summary.json").read_text())["evaluations"]
+    return {name: one["avg@1"]["value"] for name, one in evaluations.items()}
 
 
-def _drift(medians: Sequence[float]) -> dict[str, Any]:
-    """By which share the last of some memories differs from the first; nothing is said of fewer than five."""
-    if len(medians) < FIFTHS:
-        return {"fifths": list(medians), "drift": None, "flat": None}
-    drift = medians[-1] / medians[0] - 1
-    return {"fifths": list(medians), "drift": drift, "flat": abs(drift) <= FLAT}
+def expected_accuracy(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """By set, what these runs reached and the ends between which a further run is expected.
+
+    The t interval of a mean, made wider by sqrt(n + 1), is that of one more draw.
+    """
+    found = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        mean = seeds_difference(values, confidence=1 - (1 - CONFIDENCE) / len(runs[0]))
+        assert mean is not None, "an interval needs two undisturbed runs"
+        half = (mean.high - mean.value) * math.sqrt(len(values) + 1)
+        found[name] = {"undisturbed": values, "low": max(0.0, mean.value - half), "high": min(1.0, mean.value + half)}
+    return found
+
+
+def failures(found: dict[str, Any]) -> list[str]:
+    """What does not hold, as sentences."""
+    lost = [f"{name}: a step is lost or twice" for name, run in found["runs"].items() if not run["every step once"]]
+    grown = [f"{name}: memory is not flat" for name, run in found["runs"].items() if not run["memory"]["flat"]]
+    outside = [
+        f"{run}: {name} is outside"
+        for name, one in found["evaluations"].items()
+        for run in DISTURBED
+        if not within(one, run)
+    ]
+    return lost + grown + outside
+
+
+def within(one: dict[str, Any], run: str) -> bool:
+    """Whether the accuracy of a run with faults lies where one without is expected."""
+    return bool(one["low"] <= one[run] <= one["high"])
 
 
 def tables(found: dict[str, Any]) -> str:
     """What docs/reliability.md shows."""
-    events, up = found["events"], found["steps up"]
+    events = found["events"]
     ended = Counter(one["signal"] or ("its end" if one["status"] == 0 else "a full disk") for one in events)
     ways = ", ".join(f"{why} ({times})" for why, times in ended.most_common())
-    once = "each of them" if found["every step once"] else "**not** each of them"
     lines = [
-        f"{found['steps']:,} steps, {once} in the metrics once; {len(events)} starts, ended by {ways}; "
-        f"{found['updates skipped']:.0f} updates left out because of a loss that was NaN, "
-        f"{found['verifier failures']:.0f} completions without a verdict.",
+        f"The starts of the disturbed run were ended by {ways}.",
         "",
-        "| memory | of | steps | median of each fifth, MB | last against first | within 5 % |",
-        "|---|---|---|---|---|---|",
+        "| run | steps | each once | processes | losses that were NaN | completions without a verdict "
+        "| memory, median of each fifth, MB | last against first | within 5 % |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for run, measures in found["memory"].items():
-        for measure, one in measures.items():
-            if one["drift"] is not None:
-                fifths = ", ".join(f"{held / 1e6:.0f}" for held in one["fifths"])
-                verdict = "yes" if one["flat"] else "**no**"
-                lines.append(f"| {run} | {measure} | {one['steps']:,} | {fifths} | {one['drift']:+.1%} | {verdict} |")
+    for name, run in found["runs"].items():
+        memory = run["memory"]
+        fifths = ", ".join(f"{held / 1e6:.0f}" for held in memory["fifths"])
+        lines.append(
+            f"| {name} | {found['steps']:,} | {yes(run['every step once'])} | {run['processes']} "
+            f"| {run['updates skipped']:.0f} | {run['verifier failures']:.0f} "
+            f"| {fifths} | {memory['drift']:+.1%} | {yes(memory['flat'])} |"
+        )
     lines += [
         "",
-        f"Of the {up['all']} times that a process of the disturbed run held 1 % more than ever before, after its first "
-        f"{WARM_UP} steps, {up['at the largest batch so far']} were at its largest batch so far.",
-        "",
-        "| set | disturbed | undisturbed | their 95 % intervals, joined | within |",
-        "|---|---|---|---|---|",
+        f"| set | undisturbed | one more is expected | {' | '.join(f'{run} | within' for run in DISTURBED)} |",
+        "|---|---|---|" + "---|---|" * len(DISTURBED),
     ]
     for name, one in found["evaluations"].items():
-        others = ", ".join(f"{100 * value:.0f}" for value in one["undisturbed"])
-        ends = f"{100 * one['low']:.1f} to {100 * one['high']:.1f}"
-        within = "yes" if one["within"] else "**no**"
-        lines.append(f"| {name.rpartition('/')[2]} | {100 * one['disturbed']:.0f} | {others} | {ends} | {within} |")
+        others = ", ".join(f"{100 * value:.1f}" for value in sorted(one["undisturbed"]))
+        ours = " | ".join(f"{100 * one[run]:.1f} | {yes(within(one, run))}" for run in DISTURBED)
+        expected = f"{100 * one['low']:.1f} to {100 * one['high']:.1f}"
+        lines.append(f"| {name.rpartition('/')[2]} | {others} | {expected} | {ours} |")
     return "\n".join(lines)
 
 
-def draw_curve(samples: Sequence[dict[str, Any]], path: Path) -> None:
-    """Memory over the steps, a line for each process."""
+def yes(holds: bool) -> str:
+    """A verdict as the tables say it."""
+    return "yes" if holds else "**no**"
+
+
+def draw_curve(samples: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Memory over the steps, a picture for each run, a line for each of its processes."""
     import altair
     import vl_convert
 
-    thinned = samples[:: max(1, len(samples) // 4000)]
-    values = [{"step": one["step"], "GiB": one["bytes"] / 2**30, "process": str(one["process"])} for one in thinned]
-    chart = (
-        altair.Chart(altair.Data(values=values), width=760, height=260, title="memory of the processes that trained")
+    values = [
+        {"run": run, "step": one["step"], "GiB": one["bytes"] / 2**30, "process": str(one["process"])}
+        for run, all_of_it in samples.items()
+        for one in all_of_it[:: max(1, len(all_of_it) // 1500)]
+    ]
+    line = (
+        altair.Chart()
         .mark_line(strokeWidth=1.2)
         .encode(
             x=altair.X("step:Q"), y=altair.Y("GiB:Q", scale=altair.Scale(zero=True)),
             color=altair.Color("process:N", legend=None),
         )
+        .properties(width=760, height=140)
     )  # fmt: skip
+    chart = line.facet(row=altair.Row("run:N", title=None, sort=list(samples)), data=altair.Data(values=values))
     path.write_bytes(vl_convert.vegalite_to_png(chart.to_json(), scale=2))
 
 
@@ -326,31 +343,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--every", type=float, default=400.0, help="Steps between signals, on average.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--undisturbed", type=int, default=2, help="Runs to compare with, each of another seed.")
+    parser.add_argument("--undisturbed", type=int, default=4, help="Runs to compare with, each of another seed.")
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="The runs; kept, to go on from.")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--only", help="Train this run alone, and write nothing: a name as under --output.")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--disturbed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--faults", choices=get_args(Faults), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:
-        train_here(given.here, given.steps, given.seed, given.disturbed)
-    disturbed = given.output / "disturbed"
-    undisturbed = [given.output / f"undisturbed{number or ''}" for number in range(given.undisturbed)]
-    if not is_finished(disturbed):
-        soak(disturbed, given.steps, given.seed, given.every)
-    for seed, one in enumerate(undisturbed, given.seed):
-        if not is_finished(one) and start_training(one, given.steps, seed, disturbed=False).wait():
-            raise SystemExit(f"the undisturbed run did not come to its end; see {one}.log")
-    found = outcome(disturbed, undisturbed, given.steps)
+        train_here(given.here, given.steps, given.seed, given.faults)
+    undisturbed = {f"undisturbed{number}": given.seed + number for number in range(1, given.undisturbed + 1)}
+    for name, seed in (dict.fromkeys(DISTURBED, given.seed) | undisturbed).items():
+        output = given.output / name
+        if is_finished(output) or (given.only and name != given.only):
+            continue
+        if name == "disturbed":
+            soak(output, given.steps, seed, given.every)
+        else:
+            train_to_the_end(output, given.steps, seed, "within" if name == "unkilled" else "none")
+    if given.only:
+        return
+    found = outcome(given.output, DISTURBED, list(undisturbed), given.steps)
     write_table("soak", tables(found))
     given.results.mkdir(exist_ok=True)
-    draw_curve(found.pop("samples"), given.results / "soak.png")
+    draw_curve({name: memory_of(given.output / name) for name in found["runs"]}, given.results / "soak.png")
     write_whole(given.results / "soak.json", json.dumps(found, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in found.items() if name != "events"}, indent=1))
-    sound = found["every step once"] and all(
-        one["flat"] is not False for measures in found["memory"].values() for one in measures.values()
-    )
-    sys.exit(not (sound and all(one["within"] for one in found["evaluations"].values())))
+    print("\n".join(failures(found) or ["everything holds"]))
+    sys.exit(bool(failures(found)))
 
 
 def is_finished(output: Path) -> bool:

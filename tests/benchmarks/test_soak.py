@@ -1,61 +1,87 @@
 """What `benchmarks/soak.py` says of memory and results, on numbers worked out by hand."""
 
+from __future__ import annotations
+
 import pytest
 import soak
 
 
-def samples(*processes):
-    """Consecutive steps of processes: each (steps, megabytes of the first step, of the last), in between evenly."""
-    found = []
+def samples(*processes: tuple[int, float, float]) -> list[dict[str, float]]:
+    """Of each process its steps, and its bytes, which go from one value to another."""
+    found: list[dict[str, float]] = []
     for number, (steps, first, last) in enumerate(processes):
         for place in range(steps):
-            held = first + (last - first) * place / (steps - 1)
-            found.append({"process": number, "step": len(found) + 1, "bytes": round(held * 1e6)})
+            held = first + (last - first) * place / steps
+            found.append({"process": number, "step": len(found) + 1, "bytes": held})
     return found
 
 
-def test_memory_over_a_run_that_grew_is_not_flat_and_says_so_whatever_the_processes():
-    leak = samples((500, 100, 200))
-    run = soak.drift_of_run(leak, 500)
-    assert [round(held / 1e6) for held in run["fifths"]] == [110, 130, 150, 170, 190]
-    assert (run["drift"], run["flat"]) == (pytest.approx(190.08 / 109.92 - 1, abs=1e-4), False)
-    begun_anew = samples(*[(100, 100, 200)] * 5)  # each start leaks and dies: only the measure of a process sees it
-    assert soak.drift_of_run(begun_anew, 500)["flat"] is True
-    assert soak.drift_of_process(begun_anew)["flat"] is False
-    steady = soak.both_drifts(samples((500, 100, 100.1)), 500)
-    assert [one["flat"] for one in steady.values()] == [True, True]
+def test_memory_that_grows_within_a_process_is_not_flat():
+    leak = soak.drift(samples((500, 100, 110)), 500)
+    assert leak["fifths"][0] == pytest.approx(101, abs=0.1)
+    assert leak["drift"] == pytest.approx(0.08, abs=0.005)
+    assert not leak["flat"]
+    assert soak.drift(samples((500, 100, 100.1)), 500)["flat"]
 
 
-def test_the_longest_process_counts_after_its_first_steps():
-    warm_up = [{"process": 1, "step": step, "bytes": 10} for step in range(1, soak.WARM_UP + 1)]
-    long = [{"process": 1, "step": soak.WARM_UP + step, "bytes": 1000 + step // 51 * 20} for step in range(1, 101)]
-    other = [{"process": 2, "step": 130 + step, "bytes": 9000} for step in range(1, 50)]
-    found = soak.drift_of_process([*warm_up, *long, *other])
-    assert found == {"steps": 100, "fifths": [1000, 1000, 1010, 1020, 1020], "drift": pytest.approx(0.02), "flat": True}
-    assert soak.drift_of_process(warm_up)["flat"] is None  # too short to say
+def test_a_run_of_several_processes_is_looked_at_as_a_whole():
+    assert soak.drift(samples((250, 100, 110), (250, 100, 110)), 500)["fifths"][0] == pytest.approx(102, abs=0.2)
+    assert not soak.drift(samples((250, 100, 100), (250, 110, 110)), 500)["flat"]
 
 
-def test_the_tables_say_what_is_missed():
-    found = {
+def test_where_a_further_run_is_expected():
+    """Against a table: t of 3 degrees of freedom is 3.182 at 97.5 %; one set, so nothing is corrected for."""
+    runs = [{"hard": value} for value in (0.4, 0.5, 0.5, 0.6)]
+    deviation = (0.02 / 3) ** 0.5
+    half = 3.182 * deviation * (1 + 1 / 4) ** 0.5
+    expected = soak.expected_accuracy(runs)["hard"]
+    assert expected["low"] == pytest.approx(0.5 - half, abs=1e-4)
+    assert expected["high"] == pytest.approx(0.5 + half, abs=1e-4)
+
+
+def test_several_sets_widen_the_interval_and_a_share_stays_one():
+    runs = [{"hard": value, "other": value} for value in (0.8, 0.9, 0.9, 1.0)]
+    both, alone = soak.expected_accuracy(runs), soak.expected_accuracy([{"hard": run["hard"]} for run in runs])
+    assert both["hard"]["low"] < alone["hard"]["low"]
+    assert alone["hard"]["high"] == 1.0
+
+
+def found(**changed: object) -> dict[str, object]:
+    run = {
+        "every step once": True, "processes": 1, "updates skipped": 2.0, "verifier failures": 1.0,
+        "memory": soak.drift(samples((500, 100, 100)), 500),
+    }  # fmt: skip
+    accuracy = {"undisturbed": [0.9, 0.8], "low": 0.7, "high": 1.0, "disturbed": 0.8, "unkilled": 0.7}
+    return {
         "steps": 500,
-        "every step once": False,
         "events": [{"signal": "SIGKILL", "status": -9}, {"signal": None, "status": 1}, {"signal": None, "status": 0}],
-        "updates skipped": 2.0,
-        "verifier failures": 1.0,
-        "memory": {"disturbed": soak.both_drifts(samples((500, 100, 200)), 500)},
-        "steps up": {"all": 3, "at the largest batch so far": 2},
-        "evaluations": {
-            "miniature/hard": soak.compare(
-                {"avg@1": {"value": 0.5, "low": 0.4, "high": 0.6}},
-                [
-                    {"avg@1": {"value": 0.8, "low": 0.7, "high": 0.9}},
-                    {"avg@1": {"value": 0.7, "low": 0.55, "high": 0.8}},
-                ],
-            )
-        },
+        "runs": dict.fromkeys(("disturbed", "unkilled"), run | changed),
+        "evaluations": {"miniature/hard": accuracy},
     }
-    text = soak.tables(found)
-    assert "**not** each of them in the metrics once" in text
-    assert "3 starts, ended by SIGKILL (1), a full disk (1), its end (1)" in text
-    assert "| disturbed | all steps | 500 | 110, 130, 150, 170, 190 | +72.9% | **no** |" in text
-    assert "| hard | 50 | 80, 70 | 55.0 to 90.0 | **no** |" in text
+
+
+def test_nothing_fails_where_everything_holds():
+    assert soak.failures(found()) == []
+    text = soak.tables(found())
+    assert "SIGKILL (1), a full disk (1), its end (1)" in text
+    assert "| hard | 80.0, 90.0 | 70.0 to 100.0 | 80.0 | yes | 70.0 | yes |" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"every step once": False}, "a step is lost"),
+        ({"memory": soak.drift(samples((500, 100, 200)), 500)}, "memory is not flat"),
+    ],
+)
+def test_what_does_not_hold_is_said_of_each_run(changed, said):
+    failing = soak.failures(found(**changed))
+    assert len(failing) == 2
+    assert said in failing[0]
+    assert "**no**" in soak.tables(found(**changed))
+
+
+def test_a_result_outside_is_said():
+    outside = found()
+    outside["evaluations"]["miniature/hard"]["unkilled"] = 0.6
+    assert soak.failures(outside) == ["unkilled: miniature/hard is outside"]
