@@ -5,6 +5,7 @@ What could run foreign code is refused before anything is read (see model_folder
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +83,14 @@ def disable_dropout(model: torch.nn.Module) -> None:
 def pick_device(name: str) -> torch.device:
     """`auto` is the first GPU if there is one, else the CPU. Raises ModelError for a device that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"policy.device={name} cannot be used: {first_line(error)}") from None
+    if device.type == "cpu":  # else DeepSpeed, which accelerate loads where it is installed, says so on stdout
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     return device
 
 

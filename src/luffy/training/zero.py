@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -146,7 +145,7 @@ class ZeroWrapper(Wrapper):
         return {name: copies[id(tensor)] for name, tensor in kept.items()}
 
     def _start_engine(self) -> None:
-        package = _load_deepspeed(self.scorer.model.device)
+        package = _load_deepspeed()
         assert self.scorer.paths  # found out on whole weights
         self.engine, *_ = package.initialize(
             model=_Tuples(self.scorer),
@@ -223,10 +222,8 @@ def engine_settings(config: Config, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _load_deepspeed(device: torch.device) -> Any:
+def _load_deepspeed() -> Any:
     """The package; it compiles nothing, and says what it says on stderr: stdout is for results."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)  # of calls that newer versions rename
     import deepspeed
 
