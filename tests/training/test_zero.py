@@ -159,19 +159,28 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_no_trace(wrapper, bad_s
 SETTINGS = SMALL | {"policy.device": "cpu", "checkpoint_every": 2, "keep_checkpoints": 9, "evaluation.every": 0}
 
 
-def train(path, run, steps, **given):
-    """A run of two processes by the command line."""
+def train(path, run, steps, count=2, **given):
+    """A run of several processes by the command line."""
     recipe = write_recipe(path / "small.yaml", SETTINGS)
     settings = [f"{key}={value}" for key, value in given.items()]
-    command = [sys.executable, "-m", "luffy", "train", "--processes", "2", recipe, f"output={run}", f"steps={steps}"]
+    command = [sys.executable, "-m", "luffy", "train", "--processes", str(count), recipe]
+    command += [f"output={run}", f"steps={steps}"]
     status, said = Job([*command, *settings], run.with_suffix(".log")).wait()
     assert status == 0, said
     return said
 
 
-@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
-def test_a_run_goes_on_bitwise_and_with_any_other_wrapper(sharding, tmp_path):
-    whole, cut, other, back = (tmp_path / name for name in ("whole", "cut", "other", "back"))
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The weights after four steps of one process."""
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    luffy.train(load_config(overrides=SETTINGS | {"output": str(run), "steps": 4}))
+    return load_file(run / "model/model.safetensors")
+
+
+@pytest.mark.parametrize("sharding", ["zero1", "zero2", "zero3"])
+def test_a_run_goes_on_bitwise(sharding, tmp_path, uninterrupted):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(tmp_path, whole, 4, **{"parallel.sharding": sharding})
     train(tmp_path, cut, 2, **{"parallel.sharding": sharding})
     for name in ("model/model.safetensors", "optimizer.safetensors"):
@@ -182,12 +191,24 @@ def test_a_run_goes_on_bitwise_and_with_any_other_wrapper(sharding, tmp_path):
     assert "going on after step 2" in said
     expected, again = (load_file(run / "model/model.safetensors") for run in (whole, cut))
     assert all(torch.equal(again[name], weight) for name, weight in expected.items())
+    assert processes.largest_difference(expected, uninterrupted) < 2e-4
 
-    luffy.train(load_config(overrides=SETTINGS | {"output": str(other), "steps": 2}))  # one process
-    train(tmp_path, other, 4, **{"parallel.sharding": sharding})
-    train(tmp_path, back, 2, **{"parallel.sharding": sharding})
-    luffy.train(load_config(overrides=SETTINGS | {"output": str(back), "steps": 4}))
-    for run in (other, back):
-        ours = load_file(run / "model/model.safetensors")
-        assert len(list_checkpoints(run)) == 2
-        assert max(float((ours[name] - weight).abs().max()) for name, weight in expected.items()) < 2e-4
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ((1, "none"), (2, "zero1")), ((1, "none"), (2, "zero3")),
+        ((2, "zero2"), (1, "none")), ((2, "zero3"), (1, "none")),
+        ((2, "none"), (2, "zero2")), ((2, "zero1"), (2, "none")),
+        ((2, "full"), (2, "zero2")), ((2, "zero2"), (2, "full")),
+        ((2, "zero2"), (2, "zero3")), ((2, "zero3"), (2, "zero1")),
+        ((2, "zero2"), (3, "zero2")), ((3, "zero3"), (2, "zero3")),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_by_another_wrapper_or_in_another_number_of_processes(first, then, tmp_path, uninterrupted):
+    for steps, (count, sharding) in ((2, first), (4, then)):
+        said = train(tmp_path, tmp_path / "run", steps, count, **{"parallel.sharding": sharding})
+    assert "going on after step 2" in said
+    assert len(list_checkpoints(tmp_path / "run")) == 2
+    ours = load_file(tmp_path / "run" / "model/model.safetensors")
+    assert processes.largest_difference(ours, uninterrupted) < 2e-4
