@@ -313,7 +313,10 @@ def compare(
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a case: for each wrapper the largest difference over all numbers of processes, float64 and float32."""
+    """A line a case: of each wrapper the largest difference over all numbers of processes, float64 / float32.
+
+    One number where only float32 was measured.
+    """
     wrappers = dict.fromkeys(row["wrapper"] for row in rows)
     lines = ["| | " + " | ".join(wrappers) + " |", "|---" * (len(wrappers) + 1) + "|"]
     for case in dict.fromkeys(row["case"] for row in rows):
@@ -321,7 +324,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for wrapper in wrappers:
             ours = [row for row in rows if (row["case"], row["wrapper"]) == (case, wrapper)]
             found = [[row["difference"] for row in ours if row["dtype"] == dtype] for dtype in TOLERANCE]
-            cells.append(" / ".join((f"{max(one):.0e}" if max(one) else "0") if one else "-" for one in found))
+            cells.append(" / ".join(f"{max(one):.0e}" if max(one) else "0" for one in found if one) or "-")
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
