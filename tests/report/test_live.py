@@ -153,6 +153,9 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
         with urllib.request.urlopen(address, timeout=60) as answer:
             assert "LUFFY on miniature" in answer.read().decode()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-        assert "Traceback" not in process.stderr.read()
+        try:
+            assert process.wait(20) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
     assert not (run / "report.html").exists()
