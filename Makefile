@@ -31,7 +31,7 @@ demo: $(READY) ## Train the miniature with LUFFY and its rivals; table, verdicts
 test: $(READY) ## Run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-test-slow: $(READY) ## Run the tests that take minutes.
+test-slow: $(READY) ## Run the tests that take minutes. An hour on one core.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 $(VLLM_READY): pyproject.toml constraints-vllm.txt
