@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from luffy.evaluation.statistics import seeds_difference
 SET = "miniature/hard"
 
 Arms = Mapping[str, Mapping[str, Any]]  # by name the keys of the configuration that it replaces; the first is without
-Curve = Mapping[int, float]  # accuracy by step
+Curve = Mapping[int | str, float]  # accuracy by step, and their mean as "mean"
 
 
 def learning_rows(arms: Arms, seeds: int, output: Path, shown: Sequence[int]) -> list[dict[str, Any]]:
@@ -34,11 +33,12 @@ def learning_rows(arms: Arms, seeds: int, output: Path, shown: Sequence[int]) ->
     return [_row(name, curves[name], curves[without], shown, first=name == without) for name in arms]
 
 
-def accuracy_by_step(folder: Path, keys: Mapping[str, Any]) -> dict[int, float]:
-    """Accuracy by step of one run."""
+def accuracy_by_step(folder: Path, keys: Mapping[str, Any]) -> Curve:
+    """Accuracy by step of one run, and its mean."""
     train_miniature(folder, {"evaluation.benchmarks": [SET], "evaluation.watch": [SET]} | dict(keys))
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    return {line["step"]: line["avg@1"]["value"] for line in lines}
+    curve = {line["step"]: line["avg@1"]["value"] for line in lines}
+    return curve | {"mean": statistics.mean(curve.values())}
 
 
 def train_miniature(folder: Path, keys: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -53,11 +53,11 @@ def _row(
     name: str, curves: Sequence[Curve], without: Sequence[Curve], shown: Sequence[int], *, first: bool
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"": name, "seeds": len(curves)}
-    numbers: dict[str, Callable[[Curve], float]] = {str(step): itemgetter(step) for step in shown}
-    for place, number in (numbers | {"mean": lambda curve: statistics.mean(curve.values())}).items():
-        values = [number(curve) for curve in curves]
+    places: tuple[int | str, ...] = (*shown, "mean")
+    for place in places:
+        values = [curve[place] for curve in curves]
         row[f"accuracy {place}"] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
-        difference = None if first else seeds_difference(values, [number(curve) for curve in without])
+        difference = None if first else seeds_difference(values, [curve[place] for curve in without])
         row[f"difference {place}"] = (
             f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]" if difference else "-"
         )

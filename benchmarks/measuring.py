@@ -67,6 +67,15 @@ def show(name: str, rows: Sequence[dict[str, Any]]) -> None:
     Console(width=160).print(table)
 
 
+def one_more_run(value: float, low: float, high: float, runs: int) -> tuple[float, float]:
+    """The ends between which one more run is expected, from the mean of so many and the ends of its t interval.
+
+    One more draw varies sqrt(runs + 1) times as much as their mean.
+    """
+    half = (high - low) / 2 * (runs + 1) ** 0.5
+    return value - half, value + half
+
+
 def report(name: str, rows: Sequence[dict[str, Any]], **measured: Any) -> None:
     """Print the rows as a table and write them, with the machine, to results/NAME.json.
 

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kills import write_table
+from measuring import one_more_run
 
 from luffy.evaluation.statistics import seeds_difference
 from luffy.files import append_line, read_lines, write_whole
@@ -198,15 +199,15 @@ def steps_done(output: Path) -> int:
 # -- what came of it
 
 
-def outcome(folder: Path, disturbed: Sequence[str], undisturbed: Sequence[str], steps: int) -> dict[str, Any]:
+def outcome(folder: Path, undisturbed: Sequence[str], steps: int) -> dict[str, Any]:
     """Everything that is claimed, as numbers; runs by name."""
     expected = expected_accuracy([accuracies(folder / name) for name in undisturbed])
     return {
         "steps": steps,
         "events": read_lines(folder / "disturbed-events.jsonl"),
-        "runs": {name: kept_of(folder / name, steps) for name in (*disturbed, *undisturbed)},
+        "runs": {name: kept_of(folder / name, steps) for name in (*DISTURBED, *undisturbed)},
         "evaluations": {
-            name: one | {run: accuracies(folder / run)[name] for run in disturbed} for name, one in expected.items()
+            name: one | {run: accuracies(folder / run)[name] for run in DISTURBED} for name, one in expected.items()
         },
     }
 
@@ -249,17 +250,14 @@ def accuracies(output: Path) -> dict[str, float]:
 
 
 def expected_accuracy(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    """By set, what these runs reached and the ends between which a further run is expected.
-
-    The t interval of a mean, made wider by sqrt(n + 1), is that of one more draw.
-    """
+    """By set, what these runs reached and the ends between which a further run is expected."""
     found = {}
     for name in runs[0]:
         values = [run[name] for run in runs]
         mean = seeds_difference(values, confidence=1 - (1 - CONFIDENCE) / len(runs[0]))
         assert mean is not None, "an interval needs two undisturbed runs"
-        half = (mean.high - mean.value) * math.sqrt(len(values) + 1)
-        found[name] = {"undisturbed": values, "low": max(0.0, mean.value - half), "high": min(1.0, mean.value + half)}
+        low, high = one_more_run(mean.value, mean.low, mean.high, len(values))
+        found[name] = {"undisturbed": values, "low": max(0.0, low), "high": min(1.0, high)}
     return found
 
 
@@ -369,7 +367,7 @@ def main() -> None:
             train_to_the_end(output, given.steps, seed, "within" if name == "unkilled" else "none")
     if given.only:
         return
-    found = outcome(given.output, DISTURBED, list(undisturbed), given.steps)
+    found = outcome(given.output, list(undisturbed), given.steps)
     write_table("soak", tables(found))
     given.results.mkdir(exist_ok=True)
     draw_curve({name: memory_of(given.output / name) for name in found["runs"]}, given.results / "soak.png")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from measuring import one_more_run
 
 from luffy import load_config, train
 from small_engines import needs_vllm
@@ -17,19 +18,14 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def of_one_more_run(mean):
-    """Where a further run lies with 95 %, from the interval of the mean of `SEEDS` runs: sqrt(SEEDS + 1) as wide."""
-    half = (mean["high"] - mean["low"]) / 2 * (SEEDS + 1) ** 0.5
-    return mean["value"] - half, mean["value"] + half
-
-
 def test_the_miniature_ends_within_the_interval_of_the_transformers_engine_on_every_set(tmp_path):
     expected = json.loads(Path("docs/results/miniature.json").read_text())["methods"]["luffy"]["evaluations"]
     summary = train(load_config("recipes/miniature.yaml", VLLM | {"output": str(tmp_path)}))
     assert len(summary.evaluations) == 6
     outside = {}
     for name, found in summary.evaluations.items():
-        low, high = of_one_more_run(expected[name]["avg@1"])
+        mean = expected[name]["avg@1"]
+        low, high = one_more_run(mean["value"], mean["low"], mean["high"], SEEDS)
         accuracy = found["avg@1"]
         if accuracy["high"] < low or accuracy["low"] > high:
             outside[name] = (accuracy["value"], low, high)
